@@ -1,0 +1,1 @@
+"""Any array under any registered operator: the domain for a forward model of your own."""

@@ -1,0 +1,195 @@
+"""`array`: `.npy` data, any registered operator, npy results.
+
+The operator is built as `build(settings, shape)` with the event shape of x
+where it is known (a truth, or `domain.shape`), else None.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from invdiff import (
+    Config,
+    Estimates,
+    Figure,
+    GaussianNoise,
+    InputError,
+    LinearOperator,
+    Measurement,
+    Operator,
+    Posterior,
+    Prior,
+    Problem,
+    Summary,
+    Tick,
+    as_operator,
+    keyed_stream,
+    load_plugin,
+    simulate,
+)
+
+
+class Identity(LinearOperator):
+    """`A = 1`: denoising."""
+
+    def forward(self, x: Float[Tensor, batch * event]) -> Float[Tensor, batch * event]:
+        return x
+
+    def adjoint(self, y: Float[Tensor, batch * event]) -> Float[Tensor, batch * event]:
+        return y
+
+
+def identity(settings: Mapping[str, Any], shape: tuple[int, ...] | None) -> Operator:
+    """The identity, for any shape."""
+    operator = Identity()
+    operator.event_shape = shape
+    return operator
+
+
+def read_array(path: Path) -> Float[Tensor, "*shape"]:
+    """A real array from .npy, without unpickling."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path.name} is not a numpy array ({error})") from None
+    if not isinstance(loaded, np.ndarray) or np.iscomplexobj(loaded):
+        raise InputError(f"{path.name} must be one real .npy array; complex data as two channels")
+    array = torch.from_numpy(np.ascontiguousarray(loaded, dtype=np.float32))
+    if not bool(torch.isfinite(array).all()):
+        raise InputError(f"{path.name} holds values that are NaN or infinite; repair or mask them")
+    return array
+
+
+class ArrayDomain:
+    """The `array` domain."""
+
+    name = "array"
+    baseline_names = ("adjoint",)
+
+    def problems(self, config: Config) -> list[Problem]:
+        path = config["input"].get("path")
+        settings = config["domain"]
+        shape = tuple(settings["shape"]) if settings.get("shape") else None
+        build = load_plugin("operators", str(config["operator"]["name"]))
+        seed = int(config["seed"])
+        sigma = config["noise"]["sigma"]
+        truth: Tensor | None = None
+        if path is None:
+            truth = bundled_truth(shape or (1, 64, 64), seed)
+        elif settings["truth"]:
+            truth = read_array(Path(path))
+        if truth is not None:
+            operator = as_operator(build(config["operator"], tuple(truth.shape)))
+            level = float(sigma) if sigma is not None else 0.05 * float(operator(truth[None]).std())
+            measurement = simulate(operator, truth, level, keyed_stream(seed, 1))
+            source = "simulated from a truth with noise that is ours"
+            return [self._problem(measurement, tuple(truth.shape), truth, level, source)]
+        y = read_array(Path(path))
+        if sigma is None:
+            raise InputError("the noise level of the data is not known; give noise.sigma=")
+        operator = as_operator(build(config["operator"], shape))
+        event = shape or operator.event_shape
+        if event is None and isinstance(operator, LinearOperator):
+            event = tuple(operator.adjoint(y[None]).shape[1:])
+        if event is None:
+            raise InputError("the shape of x is not known; give domain.shape=[channels,y,x]")
+        measured = operator(torch.zeros(1, *event)).shape[1:]
+        if tuple(measured) != tuple(y.shape):
+            raise InputError(
+                f"the operator makes data of shape {tuple(measured)} from x of {tuple(event)} and "
+                f"{Path(path).name} has {tuple(y.shape)}"
+            )
+        measurement = Measurement(operator, GaussianNoise(float(sigma)), y)
+        return [self._problem(measurement, tuple(event), None, float(sigma), "measured")]
+
+    def _problem(
+        self,
+        measurement: Measurement,
+        shape: tuple[int, ...],
+        truth: Tensor | None,
+        sigma: float,
+        source: str,
+    ) -> Problem:
+        notes = {"data": source, "noise sigma": sigma, "event shape": str(shape)}
+        return Problem("array", measurement, shape, truth, notes)
+
+    def adapt_prior(self, prior: Prior, problem: Problem) -> Prior:
+        return prior
+
+    def baselines(self, problem: Problem, tick: Tick) -> Estimates:
+        operator = problem.measurement.operator
+        if not isinstance(operator, LinearOperator):
+            return {}
+        return {"adjoint": operator.adjoint(problem.measurement.y[None])[0]}
+
+    def summarise(self, problem: Problem, posterior: Posterior, baselines: Estimates) -> Summary:
+        truth: Tensor | None = problem.context
+        if truth is None:
+            return Summary()
+        rows = {**baselines, "one sample": posterior.samples[0], "posterior mean": posterior.mean}
+        peak = float(truth.abs().max())
+        table = {
+            name: {
+                "psnr": float(10 * torch.log10(peak**2 / (value - truth).square().mean())),
+                "rmse": float((value - truth).square().mean().sqrt()),
+            }
+            for name, value in rows.items()
+        }
+        facts: dict[str, float] = {}
+        count = len(posterior.samples)
+        if count > 1:
+            z = (truth - posterior.mean).abs() / (posterior.std * (1 + 1 / count) ** 0.5)
+            facts["within_1_std"] = float((z < 1).float().mean())
+            facts["within_2_std"] = float((z < 2).float().mean())
+        return Summary(table, facts, "PSNR with the largest |truth| as range, over all components")
+
+    def write(self, problem: Problem, posterior: Posterior, baselines: Estimates, folder: Path) -> None:
+        arrays = {"mean": posterior.mean, "samples": posterior.samples}
+        if len(posterior.samples) > 1:
+            arrays["std"] = posterior.std
+        for name, value in arrays.items():
+            part = folder / f".{name}.npy"
+            with part.open("wb") as file:
+                np.save(file, value.numpy())
+            os.replace(part, folder / f"{name}.npy")
+
+    def figures(
+        self, problem: Problem, posterior: Posterior, baselines: Estimates, folder: Path
+    ) -> list[Figure]:
+        from matplotlib.figure import Figure as Canvas
+
+        if len(problem.shape) < 2:
+            return []
+        panels = {"mean": posterior.mean, "sample": posterior.samples[0], **baselines}
+        if len(posterior.samples) > 1:
+            panels["std"] = posterior.std
+        if problem.context is not None:
+            panels["truth"] = problem.context
+        page = Canvas(figsize=(2.6 * len(panels), 2.9), layout="constrained")
+        for axis, (name, value) in zip(
+            np.atleast_1d(page.subplots(1, len(panels))).flat, panels.items(), strict=True
+        ):
+            axis.imshow(value.reshape(-1, *value.shape[-2:])[0], cmap="gray")
+            axis.set_title(name, fontsize=10)
+            axis.set_axis_off()
+        path = folder / f"{problem.id}.png"
+        page.savefig(path, dpi=110, metadata={"Software": None})
+        return [Figure("Result", path, "First channel; each panel on its own window.")]
+
+
+def bundled_truth(shape: tuple[int, ...], seed: int) -> Float[Tensor, "*shape"]:
+    """A draw from the default Gaussian field, so that an operator can be tried without data."""
+    from invdiff_array.priors import GaussianField
+
+    drawn = GaussianField(0.25, 4.0, 1.5).at(shape).sample(1, keyed_stream(seed, 0))[0]
+    return drawn.reshape(shape).float()

@@ -1,0 +1,1 @@
+"""Magnetic resonance for invdiff: Cartesian undersampling, one or many coils."""

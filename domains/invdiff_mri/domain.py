@@ -1,0 +1,400 @@
+"""The MR domain: from a file to problems, from samples to files, figures and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Complex, Float
+from torch import Tensor
+
+from invdiff import (
+    ChannelwisePrior,
+    Config,
+    Estimates,
+    Figure,
+    InputError,
+    NetworkPrior,
+    Posterior,
+    Prior,
+    Problem,
+    Summary,
+    Tick,
+    TrainingData,
+)
+from invdiff_mri import formats, metrics
+from invdiff_mri.baselines import BaselineSettings, all_baselines
+from invdiff_mri.coils import espirit
+from invdiff_mri.formats.images import SimulateOptions
+from invdiff_mri.formats.images import read as read_image_scan
+from invdiff_mri.formats.nifti import write_nifti, write_npz
+from invdiff_mri.formats.options import ReadOptions
+from invdiff_mri.masks import SIMULATED, MaskSettings, make_mask, mask_from_data
+from invdiff_mri.operators import to_image, to_kspace
+from invdiff_mri.prepare import Prepared, PrepareSettings, prepare
+from invdiff_mri.scan import Scan, arrange
+from invdiff_mri.training import MagnitudeSlices, Source
+
+EXAMPLE = Path(__file__).resolve().parent / "examples" / "head.npz"
+TITLES = {
+    "zero_filled": "zero-filled",
+    "cg_sense": "CG-SENSE",
+    "l1_wavelet": "L1-wavelet",
+    "tv": "TV",
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a slice needs to be written and judged.
+
+    Attributes:
+        prepared: measurement and the way back to scan units.
+        reference: magnitude in scan units, cropped, where one is known.
+        reference_noise: std of the reference's own noise per pixel (0 for a simulated truth).
+        peak: maximum of the reference volume.
+        scan: the scan that it came from (k-space left out).
+    """
+
+    prepared: Prepared
+    reference: Float[np.ndarray, "y x"] | None
+    reference_noise: Float[np.ndarray, "y x"] | float
+    peak: float
+    scan: Scan
+
+    def image(self, x: Float[Tensor, "batch 2 y x"]) -> Complex[np.ndarray, "batch y x"]:
+        """Complex images in scan units, cropped."""
+        return crop(self.prepared.image(x), self.scan.crop).numpy()
+
+
+def crop(image: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """The centred part of the last two axes."""
+    if size is None:
+        return image
+    top = (image.shape[-2] - size[0]) // 2
+    left = (image.shape[-1] - size[1]) // 2
+    return image[..., top : top + size[0], left : left + size[1]]
+
+
+class MRI:
+    """The `mri` domain."""
+
+    name = "mri"
+    baseline_names = tuple(TITLES)
+
+    def problems(self, config: Config) -> list[Problem]:
+        operator, given = dict(config["operator"]), dict(config["input"])
+        options = ReadOptions(given.get("format"), given.get("axes"), bool(given.get("shift")))
+        simulate = config["domain"]["simulate"]
+        path = Path(given["path"]) if given.get("path") else EXAMPLE
+        slices = parse_slices(given.get("slices"))
+        if formats.is_image(path):
+            if not path.exists():
+                raise InputError(f"there is no file {path}")
+            coils = 1 if operator["single_coil"] else int(simulate["coils"])
+            scan = read_image_scan(
+                path,
+                SimulateOptions(coils, float(simulate["sigma"]), slices, int(config["seed"])),
+            )
+            slices = None
+        else:
+            scan = formats.read(path, options)
+        if operator["single_coil"] and scan.kspace.shape[1] > 1:
+            scan = combined(scan)
+        mask, retrospective = choose_mask(scan, operator)
+        noise = config["noise"]
+        settings = PrepareSettings(
+            sigma=noise["sigma"],
+            scale=operator["scale"],
+            phase=str(operator["phase"]),
+            kernel=int(operator["kernel"]),
+            threshold=float(operator["threshold"]),
+        )
+        maps = given_maps(scan, str(operator["coil_maps"]))
+        count = len(scan.kspace)
+        chosen = list(range(count)[slice(*slices)] if slices else range(count))
+        if not chosen:
+            raise InputError(f"input.slices selects none of the {count} slices")
+        name = "example" if given.get("path") is None else path.name.split(".")[0] or path.name
+        references, level = volume_reference(scan, mask, retrospective)
+        problems = []
+        for index in chosen:
+            prepared = prepare(
+                scan.kspace[index],
+                mask,
+                settings,
+                coil_maps=None if maps is None else maps[index],
+                noise_scan=scan.noise,
+                single_coil=str(operator["coil_maps"]) == "ones",
+            )
+            reference = None if references is None else references[index]
+            measured_reference = retrospective and scan.simulated is None
+            spread: np.ndarray | float = 0.0
+            if measured_reference and reference is not None:
+                spread = crop(prepared.gain, scan.crop).numpy()
+            notes = {
+                **prepared.notes,
+                "acquisition": "retrospective: undersampled here" if retrospective else "prospective",
+            }
+            if scan.simulated:
+                notes["data"] = scan.simulated
+            item = Item(prepared, reference, spread, level, replace(scan, kspace=scan.kspace[:0]))
+            problems.append(
+                Problem(
+                    id=f"{name}-{index:03d}" if count > 1 else name,
+                    measurement=prepared.measurement,
+                    shape=(2, *mask.shape),
+                    context=(item, BaselineSettings(**config["domain"]["baselines"])),
+                    notes=notes,
+                )
+            )
+        return problems
+
+    def training_data(self, settings: Mapping[str, Any]) -> TrainingData:
+        """Slices for `invdiff train`: `root`, `sources` (path, share, held_out), `validation_images`."""
+        root = Path(str(settings["root"]))
+        sources = []
+        for source in settings["sources"]:
+            path = root / str(source["path"])
+            if not path.is_file():
+                raise InputError(f"there is no training file {path}; set data.root=FOLDER")
+            held_out = tuple(int(subject) for subject in source.get("held_out", ()))
+            sources.append(Source(path, float(source["share"]), held_out))
+        return MagnitudeSlices(sources, int(settings.get("validation_images", 24)))
+
+    def adapt_prior(self, prior: Prior, problem: Problem) -> Prior:
+        card = prior.card
+        if card.shape is not None and tuple(card.shape) != tuple(problem.shape[1:]):
+            raise InputError(
+                f"prior {card.name!r} was trained for images of {tuple(card.shape)} and this scan is "
+                f"{tuple(problem.shape[1:])}; crop the scan or choose a prior for any size"
+            )
+        if card.channels == 1 and isinstance(prior, NetworkPrior):
+            return ChannelwisePrior(prior)
+        if card.channels not in (None, 2):
+            raise InputError(
+                f"prior {card.name!r} has {card.channels} channels; an MR image needs 2 (real and "
+                "imaginary), or 1 that is used for both"
+            )
+        return prior
+
+    def baselines(self, problem: Problem, tick: Tick) -> Estimates:
+        return all_baselines(problem.measurement, problem.context[1], tick)
+
+    def summarise(self, problem: Problem, posterior: Posterior, baselines: Estimates) -> Summary:
+        item: Item = problem.context[0]
+        reference = item.reference
+        facts: dict[str, Any] = {}
+        warnings = []
+        if item.scan.simulated:
+            warnings.append(f"The data are {item.scan.simulated}.")
+        if reference is None:
+            return Summary(facts=facts, convention=metrics.CONVENTION, warnings=tuple(warnings))
+        table = {}
+        for name, estimate in baselines.items():
+            image = np.abs(item.image(estimate[None])[0])
+            table[TITLES.get(name, name)] = metrics.compare(reference, image, item.peak)
+        mean, std, samples = magnitudes(item, posterior)
+        table["one sample"] = metrics.compare(reference, samples[0], item.peak)
+        table["posterior mean"] = metrics.compare(reference, mean, item.peak)
+        if len(samples) > 1:
+            inside = metrics.object_mask(reference)
+            widened = std * np.sqrt(1 + 1 / len(samples))
+            facts.update(metrics.coverage(reference, mean, widened, inside, item.reference_noise))
+            error = np.abs(reference - mean)[inside]
+            facts["correlation of std and error"] = float(np.corrcoef(error, std[inside])[0, 1])
+            if np.any(np.asarray(item.reference_noise) > 0):
+                facts["coverage note"] = "the reference is measured; its own noise is added to the std"
+        return Summary(table, facts, metrics.CONVENTION, tuple(warnings))
+
+    def write(self, problem: Problem, posterior: Posterior, baselines: Estimates, folder: Path) -> None:
+        item: Item = problem.context[0]
+        mean, std, samples = magnitudes(item, posterior)
+        complex_mean = item.image(posterior.mean[None])[0]
+        affine = item.scan.affine
+        write_nifti(folder / "mean.nii.gz", mean[None], affine)
+        write_nifti(folder / "std.nii.gz", std[None], affine)
+        write_nifti(folder / "phase.nii.gz", np.angle(complex_mean)[None], affine)
+        write_nifti(folder / "samples.nii.gz", samples, affine)
+        arrays = {name: item.image(value[None])[0] for name, value in baselines.items()}
+        write_npz(
+            folder / "result.npz",
+            mean=complex_mean,
+            std=std,
+            samples=item.image(posterior.samples),
+            mask=item.prepared.measurement.operator.mask.numpy(),  # type: ignore[attr-defined]
+            coil_maps=item.prepared.coils.maps.numpy(),
+            **arrays,
+        )
+
+    def figures(
+        self, problem: Problem, posterior: Posterior, baselines: Estimates, folder: Path
+    ) -> list[Figure]:
+        from invdiff_mri.figures import draw_figures
+
+        return draw_figures(problem, posterior, baselines, folder)
+
+
+def magnitudes(
+    item: Item, posterior: Posterior
+) -> tuple[Float[np.ndarray, "y x"], Float[np.ndarray, "y x"], Float[np.ndarray, "samples y x"]]:
+    """Magnitude of the complex mean, std of the sample magnitudes, sample magnitudes."""
+    samples = np.abs(item.image(posterior.samples))
+    mean = np.abs(item.image(posterior.mean[None])[0])
+    std = samples.std(axis=0, ddof=1) if len(samples) > 1 else np.zeros_like(mean)
+    return mean, std, samples
+
+
+def parse_slices(text: object) -> tuple[int | None, int | None, int | None] | None:
+    """`start:stop:step` or one number."""
+    if text is None:
+        return None
+    parts = str(text).split(":")
+    try:
+        numbers = [int(part) if part else None for part in parts]
+    except ValueError:
+        raise InputError(f"input.slices is {text!r}; expected start:stop:step or a number") from None
+    if len(numbers) == 1 and numbers[0] is not None:
+        return (numbers[0], numbers[0] + 1 or None, None)
+    if len(numbers) > 3:
+        raise InputError(f"input.slices is {text!r}; expected start:stop:step or a number")
+    numbers += [None] * (3 - len(numbers))
+    return (numbers[0], numbers[1], numbers[2])
+
+
+def combined(scan: Scan) -> Scan:
+    """A fully sampled multi-coil scan as a single-coil one, by ESPIRiT combination.
+
+    Raises:
+        InputError: where the scan is not fully sampled.
+    """
+    if not bool((scan.kspace != 0).any(dim=1).all()):
+        raise InputError(
+            "operator.single_coil=true combines the coils of a fully sampled scan and this one is "
+            "undersampled; leave it out to use all coils"
+        )
+    images = []
+    for kspace in scan.kspace:
+        maps = espirit(kspace, (24, 24)).maps
+        images.append((maps.conj() * to_image(kspace)).sum(dim=0))
+    kspace = to_kspace(torch.stack(images))[:, None]
+    return replace(scan, kspace=kspace, coil_maps=None, noise=None, reference=None)
+
+
+def choose_mask(scan: Scan, operator: Mapping[str, Any]) -> tuple[Bool[Tensor, "y x"], bool]:
+    """The mask, and whether it is applied here (retrospective) or was at the scanner."""
+    name = str(operator["mask"])
+    shape = (scan.kspace.shape[-2], scan.kspace.shape[-1])
+    present = mask_from_data(scan.kspace.flatten(0, 1))
+    full = float(present.float().mean()) > 0.999
+    if name == "auto":
+        if scan.mask is not None and not bool(scan.mask.all()):
+            return scan.mask & present, False
+        if not full:
+            return present, False
+        name = "equispaced"
+    if name == "from_data":
+        if full:
+            raise InputError(
+                "operator.mask=from_data found every sample measured; choose a mask to undersample "
+                "with (operator.mask=equispaced operator.acceleration=4)"
+            )
+        return present, False
+    if name == "file":
+        return file_mask(operator.get("mask_file"), shape), full
+    settings = MaskSettings(
+        name=name,
+        acceleration=float(operator["acceleration"]),
+        center_fraction=operator["center_fraction"],
+        exact_count=bool(operator["exact_count"]),
+        axis=int(operator["axis"]),
+        calibration=int(operator["calibration"]),
+        seed=int(operator["mask_seed"]),
+    )
+    mask = make_mask(shape, settings)
+    if name in SIMULATED and not full:
+        raise InputError(
+            f"operator.mask={name} undersamples a full scan, and only "
+            f"{100 * float(present.float().mean()):.1f} % of this one was measured; "
+            "use operator.mask=from_data"
+        )
+    return mask, True
+
+
+def file_mask(path: object, shape: tuple[int, int]) -> Bool[Tensor, "y x"]:
+    """A mask from .npy or .npz (key `mask`), 2-D or one entry a phase-encode line."""
+    if not path:
+        raise InputError("operator.mask=file needs operator.mask_file=FILE (.npy or .npz)")
+    file = Path(str(path))
+    if not file.is_file():
+        raise InputError(f"there is no mask file {file}")
+    try:
+        loaded = np.load(file, allow_pickle=False)
+        raw = np.asarray(loaded if isinstance(loaded, np.ndarray) else loaded["mask"])
+    except (ValueError, OSError, KeyError) as error:
+        raise InputError(f"{file.name} holds no mask ({error})") from None
+    raw = raw.astype(bool)
+    if raw.shape == (shape[1],):
+        raw = np.broadcast_to(raw[None], shape)
+    if raw.shape != shape:
+        raise InputError(
+            f"the mask in {file.name} has shape {raw.shape}; expected {shape} like the k-space, or "
+            f"({shape[1]},) for whole phase-encode lines"
+        )
+    if not raw.any():
+        raise InputError(f"the mask in {file.name} is all zeros: nothing would be measured")
+    return torch.from_numpy(raw.copy())
+
+
+def given_maps(scan: Scan, choice: str) -> Complex[Tensor, "slice coil y x"] | None:
+    """Coil maps of the file or the user; None where they are to be estimated."""
+    if choice in ("espirit", "ones"):
+        if choice == "ones" and scan.kspace.shape[1] > 1:
+            raise InputError(
+                f"operator.coil_maps=ones is for one coil and this scan has {scan.kspace.shape[1]}; "
+                "use espirit"
+            )
+        return None
+    if choice == "auto":
+        return scan.coil_maps
+    file = Path(choice)
+    if not file.is_file():
+        raise InputError(
+            f"operator.coil_maps is {choice!r}; expected auto, espirit, ones or an existing file"
+        )
+    try:
+        loaded = np.load(file, allow_pickle=False)
+        raw = loaded if isinstance(loaded, np.ndarray) else loaded["coil_maps"]
+    except (ValueError, OSError, KeyError) as error:
+        raise InputError(f"{file.name} holds no coil maps ({error})") from None
+    maps = arrange(np.asarray(raw), None, f"coil maps of {file.name}")
+    return maps.expand(len(scan.kspace), *maps.shape[1:])
+
+
+def volume_reference(
+    scan: Scan, mask: Bool[Tensor, "y x"], retrospective: bool
+) -> tuple[list[Float[np.ndarray, "y x"]] | None, float]:
+    """Reference magnitudes of all slices and their common maximum.
+
+    A simulated truth or a reference in the file; else, for a full scan that is
+    undersampled here, the root sum of squares of its coils.
+    """
+    if scan.reference is not None:
+        size = scan.crop or tuple(scan.reference.shape[-2:])
+        if tuple(scan.reference.shape[-2:]) != size:
+            images = list(crop(scan.reference, scan.crop).numpy())
+        else:
+            images = list(scan.reference.numpy())
+        wanted = scan.crop or tuple(scan.kspace.shape[-2:])
+        if tuple(images[0].shape) == wanted and len(images) == len(scan.kspace):
+            return images, float(max(image.max() for image in images))
+    if not retrospective:
+        return None, 0.0
+    images = [
+        crop(to_image(kspace).abs().square().sum(dim=0).sqrt(), scan.crop).numpy() for kspace in scan.kspace
+    ]
+    return images, float(max(image.max() for image in images))

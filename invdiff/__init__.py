@@ -1,0 +1,117 @@
+"""invdiff: samples of p(x | y) from any diffusion prior and any forward model.
+
+Names are imported when they are first used, so `import invdiff` costs neither
+torch nor any of the domain libraries.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "make_sampler": "invdiff.api",
+    "sample": "invdiff.api",
+    "solve": "invdiff.api",
+    "compose": "invdiff.config",
+    "Config": "invdiff.domain",
+    "Domain": "invdiff.domain",
+    "Estimates": "invdiff.domain",
+    "Figure": "invdiff.domain",
+    "Problem": "invdiff.domain",
+    "Summary": "invdiff.domain",
+    "Tick": "invdiff.domain",
+    "InputError": "invdiff.errors",
+    "unknown_name": "invdiff.errors",
+    "Measurement": "invdiff.measurement.measurement",
+    "simulate": "invdiff.measurement.measurement",
+    "GaussianNoise": "invdiff.measurement.noise",
+    "LinearOperator": "invdiff.measurement.operator",
+    "MatrixOperator": "invdiff.measurement.operator",
+    "Operator": "invdiff.measurement.operator",
+    "as_operator": "invdiff.measurement.operator",
+    "Posterior": "invdiff.posterior",
+    "load_plugin": "invdiff.registry",
+    "load_safetensors": "invdiff.prior.checkpoint",
+    "save_prior": "invdiff.prior.checkpoint",
+    "wrap_deepinv": "invdiff.prior.checkpoint",
+    "GaussianPrior": "invdiff.prior.gaussian",
+    "GaussianMixture": "invdiff.prior.mixture",
+    "ChannelwisePrior": "invdiff.prior.network",
+    "NetworkPrior": "invdiff.prior.network",
+    "Prior": "invdiff.prior.prior",
+    "PriorCard": "invdiff.prior.prior",
+    "TrainingData": "invdiff.prior.training",
+    "keyed_stream": "invdiff.sampler.keys",
+}
+
+_RENAMED = {"keyed_stream": "stream", "load_plugin": "load"}
+
+__all__ = [
+    "ChannelwisePrior",
+    "Config",
+    "Domain",
+    "Estimates",
+    "Figure",
+    "GaussianMixture",
+    "GaussianNoise",
+    "GaussianPrior",
+    "InputError",
+    "LinearOperator",
+    "MatrixOperator",
+    "Measurement",
+    "NetworkPrior",
+    "Operator",
+    "Posterior",
+    "Prior",
+    "PriorCard",
+    "Problem",
+    "Summary",
+    "Tick",
+    "TrainingData",
+    "__version__",
+    "as_operator",
+    "compose",
+    "keyed_stream",
+    "load_plugin",
+    "load_safetensors",
+    "make_sampler",
+    "sample",
+    "save_prior",
+    "simulate",
+    "solve",
+    "unknown_name",
+    "wrap_deepinv",
+]
+
+if TYPE_CHECKING:
+    from invdiff.api import make_sampler, sample, solve
+    from invdiff.config import compose
+    from invdiff.domain import Config, Domain, Estimates, Figure, Problem, Summary, Tick
+    from invdiff.errors import InputError, unknown_name
+    from invdiff.measurement.measurement import Measurement, simulate
+    from invdiff.measurement.noise import GaussianNoise
+    from invdiff.measurement.operator import LinearOperator, MatrixOperator, Operator, as_operator
+    from invdiff.posterior import Posterior
+    from invdiff.prior.checkpoint import load_safetensors, save_prior, wrap_deepinv
+    from invdiff.prior.gaussian import GaussianPrior
+    from invdiff.prior.mixture import GaussianMixture
+    from invdiff.prior.network import ChannelwisePrior, NetworkPrior
+    from invdiff.prior.prior import Prior, PriorCard
+    from invdiff.prior.training import TrainingData
+    from invdiff.registry import load as load_plugin
+    from invdiff.sampler.keys import stream as keyed_stream
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'invdiff' has no attribute {name!r}")
+    value = getattr(import_module(_EXPORTS[name]), _RENAMED.get(name, name))
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,190 @@
+"""Forward models `A`: what the instrument would measure of x, without noise.
+
+An operator maps `[batch, *event]` to `[batch, *data]`, sample by sample, keeps
+no state between calls and returns the dtype and device it was given. Complex
+data are real tensors with an axis of length two.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from invdiff.errors import InputError
+
+
+class Operator(ABC):
+    """A forward model, possibly nonlinear; subclasses write `forward`.
+
+    Attributes:
+        event_shape: shape of one x, without batch; None where any shape is taken.
+        linear: whether A is linear and `adjoint` exists.
+    """
+
+    event_shape: tuple[int, ...] | None = None
+    linear: ClassVar[bool] = False
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, batch * event]) -> Float[Tensor, batch * data]:
+        """`A(x)`."""
+
+    def __call__(self, x: Float[Tensor, batch * event]) -> Float[Tensor, batch * data]:
+        return self.forward(x)
+
+    def data_size(self, y: Float[Tensor, "*data"]) -> int:
+        """Number of real components that were measured (masked ones do not count)."""
+        return y.numel()
+
+
+class LinearOperator(Operator):
+    """A linear forward model; subclasses write `forward` and `adjoint`.
+
+    `normal` is `A^T A`, to be overridden where it is cheaper than both in turn.
+    """
+
+    linear: ClassVar[bool] = True
+
+    @abstractmethod
+    def adjoint(self, y: Float[Tensor, batch * data]) -> Float[Tensor, batch * event]:
+        """`A^T y`: `<A x, y> = <x, A^T y>` for all x and y."""
+
+    def normal(self, x: Float[Tensor, batch * event]) -> Float[Tensor, batch * event]:
+        """`A^T A x`."""
+        return self.adjoint(self.forward(x))
+
+    def resolvent(
+        self, rhs: Float[Tensor, batch * event], gamma: float
+    ) -> Float[Tensor, batch * event] | None:
+        """`(1 + gamma A^T A)^-1 rhs` where it is cheap in closed form; None: use iterations."""
+        return None
+
+
+class MatrixOperator(LinearOperator):
+    """A dense matrix [data, event] acting on vectors, for small and closed-form problems."""
+
+    def __init__(self, matrix: Float[Tensor, "data event"]) -> None:
+        self.matrix = matrix
+        self.event_shape = (matrix.shape[1],)
+
+    def forward(self, x: Float[Tensor, "batch event"]) -> Float[Tensor, "batch data"]:
+        return x @ self.matrix.to(x).mT
+
+    def adjoint(self, y: Float[Tensor, "batch data"]) -> Float[Tensor, "batch event"]:
+        return y @ self.matrix.to(y)
+
+
+class FunctionOperator(Operator):
+    """A differentiable function `x -> A(x)` as a (nonlinear) operator."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.function = function
+
+    def forward(self, x: Float[Tensor, batch * event]) -> Float[Tensor, batch * data]:
+        return self.function(x)
+
+
+class LinearFunctions(LinearOperator):
+    """A linear operator from its two functions."""
+
+    def __init__(self, forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> None:
+        self._forward, self._adjoint = forward, adjoint
+
+    def forward(self, x: Float[Tensor, batch * event]) -> Float[Tensor, batch * data]:
+        return self._forward(x)
+
+    def adjoint(self, y: Float[Tensor, batch * data]) -> Float[Tensor, batch * event]:
+        return self._adjoint(y)
+
+
+class _Frozen:
+    """A private copy of a deepinv physics that is called without arguments.
+
+    deepinv lets a call overwrite stored parameters (`physics.A(x, mask=m)`) and
+    several of its operators are float32 only; the copy is never handed out, is
+    called with x alone, and the state is cast to its dtype and back.
+    """
+
+    def __init__(self, physics: Any) -> None:
+        self.physics = copy.deepcopy(physics)
+
+    def cast(self, x: Tensor, call: Callable[[Tensor], Tensor]) -> Tensor:
+        first = next((b for b in self.physics.buffers() if b.is_floating_point()), None)
+        dtype = x.dtype if first is None else first.dtype
+        out = call(x.to(dtype)) if first is None else call(x.to(dtype).to(first.device))
+        return out.to(device=x.device, dtype=x.dtype)
+
+
+class DeepinvOperator(Operator):
+    """A nonlinear deepinv `Physics`, kept stateless and in the caller's dtype."""
+
+    def __init__(self, physics: Any) -> None:
+        self._frozen = _Frozen(physics)
+
+    def forward(self, x: Float[Tensor, batch * event]) -> Float[Tensor, batch * data]:
+        return self._frozen.cast(x, self._frozen.physics.A)
+
+
+class DeepinvLinearOperator(LinearOperator):
+    """A deepinv `LinearPhysics`, kept stateless and in the caller's dtype."""
+
+    def __init__(self, physics: Any) -> None:
+        self._frozen = _Frozen(physics)
+
+    def forward(self, x: Float[Tensor, batch * event]) -> Float[Tensor, batch * data]:
+        return self._frozen.cast(x, self._frozen.physics.A)
+
+    def adjoint(self, y: Float[Tensor, batch * data]) -> Float[Tensor, batch * event]:
+        return self._frozen.cast(y, self._frozen.physics.A_adjoint)
+
+
+def as_operator(thing: object) -> Operator:
+    """An operator from an Operator, a deepinv `Physics`, a matrix, a function or a pair of them.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if isinstance(thing, Operator):
+        return thing
+    if isinstance(thing, Tensor):
+        if thing.ndim != 2:
+            raise InputError(f"a tensor as operator must be a matrix [data, event]; found {thing.ndim} axes")
+        return MatrixOperator(thing)
+    if isinstance(thing, tuple) and len(thing) == 2 and all(callable(part) for part in thing):
+        return LinearFunctions(*thing)
+    if hasattr(thing, "A") and hasattr(thing, "noise_model"):
+        linear = hasattr(thing, "A_adjoint")
+        return DeepinvLinearOperator(thing) if linear else DeepinvOperator(thing)
+    if callable(thing):
+        return FunctionOperator(thing)
+    raise InputError(
+        f"cannot make an operator of a {type(thing).__name__}; expected an invdiff Operator, a "
+        "deepinv Physics, a matrix, a function x -> A(x), or a pair (forward, adjoint)"
+    )
+
+
+def require_linear(operator: Operator, method: str) -> LinearOperator:
+    """The operator, refused where `method` needs a linear one."""
+    if not isinstance(operator, LinearOperator):
+        raise InputError(
+            f"sampler {method!r} needs a linear operator and {type(operator).__name__} is not one; "
+            "use sampler=dps, or give the operator an adjoint"
+        )
+    return operator
+
+
+def checked(x: Tensor, what: str) -> Tensor:
+    """x, refused where it holds NaN or Inf."""
+    bad = ~torch.isfinite(x)
+    if bool(bad.any()):
+        first = tuple(int(i) for i in bad.nonzero()[0])
+        raise InputError(
+            f"{what} holds {int(bad.sum())} values that are NaN or infinite, the first at index "
+            f"{first}; repair or mask them"
+        )
+    return x

@@ -1,0 +1,264 @@
+"""Train a denoiser with the EDM loss (Karras et al. 2022, arXiv 2206.00364, table 1).
+
+    min_theta  E  (sigma^2 + s^2) / (sigma s)^2  | D_theta(x0 + sigma n; sigma) - x0 |^2,     s = sigma_data
+    D = c_skip x + c_out F(c_in x; ln(sigma) / 4)
+
+The noise levels are 85 % lognormal around half of `sigma_data` and 15 %
+log-uniform, so that the ends of the range are visited too. Weights are
+averaged (EMA). Every random number of a step comes from a generator keyed by
+(seed, step): a resumed run is the run that was not interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from invdiff.prior.network import EDMDenoiser
+
+LOSS_LIMIT = 10.0  # a step whose loss is above this (far above any trained value) is skipped
+
+
+class TrainingData(Protocol):
+    """What a domain supplies: clean images in prior units."""
+
+    def batch(
+        self, size: int, crop: int, generator: torch.Generator
+    ) -> Float[Tensor, "size channels crop crop"]:
+        """Augmented training images."""
+
+    def validation(self) -> Float[Tensor, "images channels y x"]:
+        """Held-out images, without augmentation, always the same."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A share of the training steps at one crop size."""
+
+    share: float
+    crop: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Everything that determines the weights, besides the data."""
+
+    steps: int = 20_000
+    sigma_data: float = 0.30
+    sigma_min: float = 0.002
+    sigma_max: float = 40.0
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    flat: float = 0.3
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    ema: float = 0.999
+    seed: int = 0
+    threads: int = 1
+    precision: str = "bfloat16"
+    save_every: int = 1000
+    log_every: int = 100
+    stages: Sequence[Stage] = (Stage(1.0, 96, 8),)
+    network: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        total = sum(stage.share for stage in self.stages)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the shares of the training stages add up to {total}, not to 1")
+
+    def stage(self, step: int) -> Stage:
+        """The stage that `step` belongs to."""
+        done = 0.0
+        for stage in self.stages:
+            done += stage.share
+            if step < done * self.steps:
+                return stage
+        return self.stages[-1]
+
+    def rate(self, step: int) -> float:
+        """Learning rate: linear warm-up, flat, then a cosine to 1 %."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        progress = max(0.0, step / self.steps - self.flat) / (1 - self.flat)
+        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def draw_sigma(size: int, settings: TrainSettings, generator: torch.Generator) -> Float[Tensor, size]:
+    """Noise levels of one batch."""
+    lognormal = 0.5 * settings.sigma_data * torch.exp(1.4 * torch.randn(size, generator=generator))
+    ratio = settings.sigma_max / settings.sigma_min
+    uniform = settings.sigma_min * ratio ** torch.rand(size, generator=generator)
+    pick = torch.rand(size, generator=generator) < 0.15
+    sigma = torch.where(pick, uniform, lognormal)
+    return sigma.clamp(settings.sigma_min, settings.sigma_max)
+
+
+def edm_loss(
+    denoiser: EDMDenoiser,
+    clean: Float[Tensor, "batch channels y x"],
+    sigma: Float[Tensor, batch],
+    noise: Float[Tensor, "batch channels y x"],
+) -> Float[Tensor, batch]:
+    """The weighted squared error of each image, per pixel."""
+    scale = denoiser.sigma_data
+    level = sigma[:, None, None, None]
+    error = denoiser(clean + level * noise, sigma) - clean
+    weight = (sigma**2 + scale**2) / (sigma * scale) ** 2
+    loss: Tensor = weight * error.square().mean(dim=(1, 2, 3))
+    return loss
+
+
+@torch.no_grad()
+def validate(
+    denoiser: EDMDenoiser, images: Float[Tensor, "images channels y x"], settings: TrainSettings
+) -> float:
+    """EDM loss on held-out images with fixed noise and levels."""
+    generator = torch.Generator().manual_seed(1)
+    total = 0.0
+    for image in torch.split(images, 4):
+        sigma = draw_sigma(len(image), settings, generator)
+        noise = torch.randn(image.shape, generator=generator)
+        total += edm_loss(denoiser, image, sigma, noise).double().sum().item()
+    return total / len(images)
+
+
+@torch.no_grad()
+def denoising_error(
+    denoiser: EDMDenoiser,
+    images: Float[Tensor, "images channels y x"],
+    levels: Sequence[float],
+    seed: int = 2,
+) -> list[float]:
+    """Mean squared error per component of D(x; sigma) on held-out images, by level.
+
+    For the true posterior mean this is the average of `Var(x0 | x_sigma)`,
+    which samplers need and cannot get from `D` alone.
+    """
+    errors = []
+    for level in levels:
+        generator = torch.Generator().manual_seed(seed)
+        total = 0.0
+        for image in torch.split(images, 4):
+            noise = torch.randn(image.shape, generator=generator)
+            sigma = torch.full((len(image),), level)
+            error = denoiser(image + level * noise, sigma) - image
+            total += error.double().square().mean(dim=(1, 2, 3)).sum().item()
+        errors.append(total / len(images))
+    return errors
+
+
+def _save(path: Path, content: Mapping[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    torch.save(dict(content), part)
+    os.replace(part, path)
+
+
+def train(
+    network: nn.Module,
+    data: TrainingData,
+    settings: TrainSettings,
+    folder: Path,
+    report: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> EDMDenoiser:
+    """Train `network`, checkpointing in `folder`; returns the averaged denoiser.
+
+    `folder/state.pt` is replaced as a whole every `save_every` steps and
+    continued from when present; `folder/log.jsonl` holds one row per
+    `log_every` steps (`loss`, `images_per_s`, `cpu_minutes`) and the validation
+    loss at each checkpoint. `report` is called with every row.
+    """
+    torch.set_num_threads(settings.threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    network = network.to(memory_format=torch.channels_last)
+    denoiser = EDMDenoiser(network, settings.sigma_data, precision=settings.precision)
+    averaged = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+    )
+    first, spent, seen = 0, 0.0, 0
+    state_path = folder / "state.pt"
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True)
+        if state["settings"] != json.dumps(asdict(settings), sort_keys=True):
+            raise ValueError(
+                f"{state_path} was written with other settings; "
+                "train into another folder or restore the configuration"
+            )
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        averaged = state["averaged"]
+        first, spent, seen = state["step"], state["cpu_minutes"], state["images"]
+    held_out = data.validation()
+    began = time.process_time()
+    losses: list[float] = []
+    window = (time.monotonic(), seen)
+    with (folder / "log.jsonl").open("a") as log:
+
+        def write(row: dict[str, Any]) -> None:
+            log.write(json.dumps(row) + "\n")
+            log.flush()
+            report(row)
+
+        for step in range(first, settings.steps):
+            generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+            stage = settings.stage(step)
+            clean = data.batch(stage.batch, stage.crop, generator)
+            sigma = draw_sigma(stage.batch, settings, generator)
+            noise = torch.randn(clean.shape, generator=generator)
+            for group in optimizer.param_groups:
+                group["lr"] = settings.rate(step)
+            optimizer.zero_grad(set_to_none=True)
+            loss = edm_loss(denoiser, clean, sigma, noise).mean()
+            if loss.item() < LOSS_LIMIT:
+                torch.autograd.backward(loss)
+                nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
+                optimizer.step()
+            losses.append(loss.item())
+            seen += stage.batch
+            decay = min(settings.ema, (1 + step) / (10 + step))
+            with torch.no_grad():
+                for name, value in network.state_dict().items():
+                    averaged[name].lerp_(value, 1 - decay)
+            minutes = spent + (time.process_time() - began) / 60
+            if (step + 1) % settings.log_every == 0:
+                now = time.monotonic()
+                write(
+                    {
+                        "step": step + 1,
+                        "loss": round(sum(losses) / len(losses), 5),
+                        "images_per_s": round((seen - window[1]) / (now - window[0]), 2),
+                        "cpu_minutes": round(minutes, 3),
+                    }
+                )
+                losses, window = [], (now, seen)
+            if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
+                live = {name: value.clone() for name, value in network.state_dict().items()}
+                network.load_state_dict(averaged)
+                validation = validate(denoiser, held_out, settings)
+                network.load_state_dict(live)
+                write({"step": step + 1, "images": seen, "validation": round(validation, 5)})
+                _save(
+                    state_path,
+                    {
+                        "settings": json.dumps(asdict(settings), sort_keys=True),
+                        "network": live,
+                        "averaged": averaged,
+                        "optimizer": optimizer.state_dict(),
+                        "step": step + 1,
+                        "images": seen,
+                        "cpu_minutes": minutes,
+                    },
+                )
+    network.load_state_dict(averaged)
+    return denoiser

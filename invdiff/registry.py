@@ -1,0 +1,85 @@
+"""Plug-ins through entry points: ours and a third party's come in by the same door.
+
+Groups: `invdiff.domains`, `invdiff.operators`, `invdiff.priors`,
+`invdiff.samplers`, `invdiff.networks`, `invdiff.configs`. Listing them imports
+nothing; a plug-in is imported when it is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from invdiff.errors import InputError, unknown_name
+
+GROUPS = ("domains", "operators", "priors", "samplers", "networks", "configs")
+
+# The extra of ours that brings a module; see `missing_extra`.
+EXTRAS = {
+    "h5py": "mri",
+    "ismrmrd": "mri",
+    "nibabel": "mri",
+    "sigpy": "mri",
+    "pywt": "mri",
+    "pydicom": "mri",
+    "PIL": "mri",
+    "diffusers": "diffusers",
+}
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One registered name: where it is, and which distribution brought it."""
+
+    group: str
+    name: str
+    target: str
+    distribution: str
+    version: str
+    entry: EntryPoint
+
+
+def plugins(group: str) -> dict[str, Plugin]:
+    """The plug-ins of a group by name.
+
+    Raises:
+        InputError: where two distributions claim one name; it names both.
+    """
+    found: dict[str, Plugin] = {}
+    for entry in entry_points(group=f"invdiff.{group}"):
+        source = entry.dist
+        distribution = "unknown" if source is None else source.name
+        version = "" if source is None else source.version
+        plugin = Plugin(group, entry.name, entry.value, distribution, version, entry)
+        known = found.get(entry.name)
+        if known is not None and known.target != plugin.target:
+            raise InputError(
+                f"two distributions claim the {group.removesuffix('s')} {entry.name!r}: "
+                f"{known.distribution} and {plugin.distribution}; uninstall one of them"
+            )
+        found[entry.name] = plugin
+    return found
+
+
+def load(group: str, name: str) -> Any:
+    """The object that a name stands for.
+
+    Raises:
+        InputError: for an unknown name (with the nearest), or a missing extra.
+    """
+    known = plugins(group)
+    if name not in known:
+        raise unknown_name(group.removesuffix("s"), name, known)
+    try:
+        return known[name].entry.load()
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) from None
+
+
+def missing_extra(error: ModuleNotFoundError) -> InputError:
+    """One line for an optional package that is not installed."""
+    module = (error.name or "").partition(".")[0]
+    extra = EXTRAS.get(module)
+    command = f"pip install 'invdiff[{extra}]'" if extra else f"pip install {module}"
+    return InputError(f"the package {module!r} is needed for this and is not installed: {command}")

@@ -1,0 +1,387 @@
+"""Solve a configured run: read, refuse, sample, compare, write, report.
+
+Samples are drawn in batches of `run.batch`; every finished batch is a file, and
+a run that was killed continues after the last one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invdiff.domain import Domain, Estimates, Problem, Summary
+from invdiff.errors import InputError
+from invdiff.posterior import Posterior
+from invdiff.prior.prior import Prior, PriorCard, Sigma
+from invdiff.registry import load, missing_extra, plugins
+from invdiff.run.directory import (
+    Log,
+    full_disk_is_an_input_error,
+    new_directory,
+    require_space,
+    write_json,
+    write_text,
+)
+from invdiff.sampler.loop import Sampler, draw
+
+Report = Callable[[str, int, int], None]
+"""Called with what is being done, units done and units in all."""
+
+
+class CountedPrior:
+    """A prior that counts its network calls, in samples."""
+
+    def __init__(self, prior: Prior) -> None:
+        self.prior, self.calls = prior, 0
+
+    @property
+    def card(self) -> PriorCard:
+        return self.prior.card
+
+    def denoise(self, x: Tensor, sigma: Sigma) -> Tensor:
+        self.calls += len(x)
+        return self.prior.denoise(x, sigma)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked run: everything read and refused, nothing written yet."""
+
+    config: Mapping[str, Any]
+    domain: Domain
+    problems: list[Problem]
+    priors: list[Prior]
+    sampler: Sampler
+    device: torch.device
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes CUDA where it is."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"unknown device {name!r}; expected auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda was asked for and this torch sees no CUDA device; use cpu")
+    return device
+
+
+def make_prior(settings: Mapping[str, Any]) -> Prior:
+    """The prior of a configuration."""
+    build = load("priors", str(settings["name"]))
+    try:
+        prior = build(settings)
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) from None
+    if not isinstance(prior, Prior):
+        raise InputError(f"prior {settings['name']!r} does not return a Prior")
+    return prior
+
+
+def make_sampler(settings: Mapping[str, Any], card: PriorCard) -> Sampler:
+    """The sampler of a configuration."""
+    sampler: Sampler = load("samplers", str(settings["name"]))(settings, card)
+    return sampler
+
+
+def check_prior(prior: Prior, problem: Problem) -> None:
+    """Refuse a prior that does not run on the problem's shape."""
+    probe = torch.zeros(1, *problem.shape)
+    try:
+        with torch.no_grad():
+            out = prior.denoise(probe, prior.card.std)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"prior {prior.card.name!r} does not take a state of shape {problem.shape}: {reason}"
+        ) from None
+    if out.shape != probe.shape:
+        raise InputError(
+            f"prior {prior.card.name!r} returns shape {tuple(out.shape[1:])} for {problem.shape}"
+        )
+
+
+def check_scale(prior: Prior, problem: Problem) -> list[str]:
+    """Compare the size of the data's own estimate with the prior's std.
+
+    Raises:
+        InputError: where they differ more than eightfold: a prior of another unit.
+    """
+    operator = problem.measurement.operator
+    adjoint = getattr(operator, "adjoint", None)
+    if adjoint is None:
+        return []
+    estimate = adjoint(problem.measurement.y[None])
+    normal = adjoint(operator(estimate))
+    step = float((estimate * estimate).sum() / (estimate * normal).sum().clamp_min(1e-30))
+    size = float((step * estimate).square().mean().sqrt())
+    ratio = size / max(prior.card.std, 1e-12)
+    if ratio > 8 or ratio < 1 / 64:
+        raise InputError(
+            f"the data have a root mean square of {size:.3g} in the prior's unit and prior "
+            f"{prior.card.name!r} was trained at {prior.card.std:.3g} ({prior.card.scale}); "
+            "rescale the data or choose a prior of their scale"
+        )
+    return []
+
+
+def plan(config: Mapping[str, Any]) -> Job:
+    """Read the input and refuse whatever is wrong, before any work.
+
+    Raises:
+        InputError: one sentence that says what was found, expected, and the mend.
+    """
+    if int(config["samples"]) < 1:
+        raise InputError(f"samples is {config['samples']}; at least one is needed")
+    if int(config["run"]["batch"]) < 1:
+        raise InputError(f"run.batch is {config['run']['batch']}; at least one is needed")
+    device = choose_device(str(config["run"]["device"]))
+    domain: Domain = load("domains", str(config["domain"]["name"]))()
+    prior = make_prior(config["prior"])
+    sampler = make_sampler(config["sampler"], prior.card)
+    try:
+        problems = domain.problems(config)
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) from None
+    if sampler.name not in ("dps", "likelihood_gradient"):
+        for problem in problems:
+            problem.measurement.linear(sampler.name)
+    priors = [domain.adapt_prior(prior, problem) for problem in problems]
+    for adapted, problem in zip(priors, problems, strict=True):
+        check_prior(adapted, problem)
+        check_scale(adapted, problem)
+    return Job(config, domain, problems, priors, sampler, device)
+
+
+def provenance(job: Job) -> dict[str, Any]:
+    """Versions, plug-ins, hashes of the input and the weights, seed, device."""
+    packages = {}
+    for name in ("invdiff", "torch", "numpy", "deepinv", "monai", "hydra-core"):
+        try:
+            packages[name] = version(name)
+        except ModuleNotFoundError:
+            packages[name] = "absent"
+    used = {}
+    for group, key in (("domains", "domain"), ("priors", "prior"), ("samplers", "sampler")):
+        plugin = plugins(group)[str(job.config[key]["name"])]
+        used[key] = f"{plugin.name} ({plugin.distribution} {plugin.version}, {plugin.target})"
+    return {
+        "packages": packages,
+        "plugins": used,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": str(job.device),
+        "threads": torch.get_num_threads(),
+        "seed": job.config["seed"],
+        "input": input_digest(job.config),
+        "measurement": [measurement_digest(problem) for problem in job.problems],
+    }
+
+
+def input_digest(config: Mapping[str, Any]) -> dict[str, str] | None:
+    """Name and SHA-256 of the input file (None for the example or a folder)."""
+    path = config["input"].get("path")
+    if not path or not Path(path).is_file():
+        return None
+    return {
+        "file": Path(path).name,
+        "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
+    }
+
+
+def measurement_digest(problem: Problem) -> str:
+    """SHA-256 of the scaled data, so that a resumed run continues the same problem."""
+    data = problem.measurement.y.detach().cpu().contiguous().numpy().tobytes()
+    return hashlib.sha256(data).hexdigest()
+
+
+def begin(job: Job) -> Path:
+    """Make the run directory of a checked job."""
+    from omegaconf import OmegaConf
+
+    config = job.config
+    shape_bytes = sum(4 * int(torch.Size(p.shape).numel()) for p in job.problems)
+    needed = shape_bytes * (4 * int(config["samples"]) + 16) + 20_000_000
+    folder = Path(config["run"]["folder"])
+    out = config["run"]["out"]
+    require_space(Path(out) if out else folder, needed)
+    if out:
+        run = Path(out)
+        if run.exists() and any(run.iterdir()):
+            raise InputError(f"{run} exists and is not empty; choose another --out, or resume it")
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the run directory {run}: {error.strerror}") from None
+    else:
+        parts = (config["domain"]["name"], config["operator"]["name"], config["sampler"]["name"])
+        run = new_directory(folder, "-".join(str(part) for part in parts))
+    with full_disk_is_an_input_error():
+        write_text(run / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+        write_json(run / "provenance.json", provenance(job))
+        write_json(run / "status.json", {"status": "running"})
+    return run
+
+
+def execute(job: Job, run: Path, report: Report = lambda what, done, total: None) -> dict[str, Any]:
+    """Do what is not yet done of a run and finish it; returns its metrics.
+
+    An interruption leaves `status.json` at interrupted and every finished batch
+    on disk.
+    """
+    write_json(run / "status.json", {"status": "running"})
+    log = Log(run / "log.jsonl")
+    log.write("start", items=len(job.problems))
+    try:
+        with full_disk_is_an_input_error():
+            results = _items(job, run, log, report)
+            metrics = _finish(job, run, results)
+    except BaseException as error:
+        log.write("stop", reason=type(error).__name__)
+        write_json(run / "status.json", {"status": "interrupted", "reason": type(error).__name__})
+        raise
+    log.write("complete")
+    write_json(run / "status.json", {"status": "complete"})
+    return metrics
+
+
+@dataclass(frozen=True)
+class ItemResult:
+    """What the report needs of a finished item."""
+
+    problem: Problem
+    posterior: Posterior
+    baselines: Estimates
+    summary: Summary
+    seconds: dict[str, float]
+    network_calls: int
+
+
+def _items(job: Job, run: Path, log: Log, report: Report) -> list[ItemResult]:
+    samples, batch = int(job.config["samples"]), int(job.config["run"]["batch"])
+    use_baselines = bool(job.config["run"]["baselines"])
+    names = job.domain.baseline_names if use_baselines else ()
+    per_item = samples * job.sampler.steps
+    total = len(job.problems) * per_item
+    results = []
+    for index, (problem, prior) in enumerate(zip(job.problems, job.priors, strict=True)):
+        folder = run / "items" / problem.id
+        folder.mkdir(parents=True, exist_ok=True)
+        counted = CountedPrior(prior)
+        began = time.perf_counter()
+        parts: list[Posterior] = []
+        for first in range(0, samples, batch):
+            numbers = range(first, min(first + batch, samples))
+            path = folder / f"samples_{first:04d}.safetensors"
+            base = index * per_item + first * job.sampler.steps
+            if not path.exists():
+
+                def progress(done: int, steps: int, base: int = base, count: int = len(numbers)) -> None:
+                    report("sampling", base + done * count, total)
+
+                before = counted.calls
+                x = draw(
+                    job.sampler,
+                    counted,
+                    problem.measurement,
+                    problem.shape,
+                    particles=numbers,
+                    seed=int(job.config["seed"]),
+                    item=index,
+                    device=job.device,
+                    progress=progress,
+                ).cpu()
+                with torch.no_grad():
+                    chi2 = problem.measurement.chi2(x)
+                info = {"network_calls": counted.calls - before}
+                Posterior(x, chi2, job.sampler.claim, info).save(path)
+                log.write("samples", item=problem.id, first=first, count=len(numbers))
+            parts.append(Posterior.load(path))
+        sampling = time.perf_counter() - began
+        report("comparing", (index + 1) * per_item, total)
+        calls = sum(int(part.info["network_calls"]) for part in parts)
+        posterior = Posterior(
+            torch.cat([part.samples for part in parts]),
+            torch.cat([part.chi2 for part in parts]),
+            job.sampler.claim,
+            {"sampler": job.sampler.name, "prior": prior.card.name},
+        )
+        began = time.perf_counter()
+        with torch.no_grad():
+            baselines = job.domain.baselines(problem, lambda: None) if names else {}
+        compared = time.perf_counter() - began
+        summary = job.domain.summarise(problem, posterior, baselines)
+        job.domain.write(problem, posterior, baselines, folder)
+        seconds = {"sampling": round(sampling, 2), "baselines": round(compared, 2)}
+        results.append(ItemResult(problem, posterior, baselines, summary, seconds, calls))
+    return results
+
+
+def _finish(job: Job, run: Path, results: list[ItemResult]) -> dict[str, Any]:
+    from invdiff.run.report import write_report
+
+    figures = run / "figures"
+    figures.mkdir(exist_ok=True)
+    metrics: dict[str, Any] = {}
+    drawn = []
+    for result in results:
+        residual = [round(float(value), 4) for value in result.posterior.chi2]
+        mean = result.posterior.mean[None]
+        with torch.no_grad():
+            chi2_mean = float(result.problem.measurement.chi2(mean)[0])
+        metrics[result.problem.id] = {
+            "table": result.summary.table,
+            "facts": result.summary.facts,
+            "convention": result.summary.convention,
+            "warnings": list(result.summary.warnings),
+            "chi2_per_sample": residual,
+            "chi2_of_mean": round(chi2_mean, 4),
+            "notes": dict(result.problem.notes),
+            "sampler": job.sampler.name,
+            "claim": job.sampler.claim,
+            "network_calls_per_sample": result.network_calls / len(result.posterior.samples),
+        }
+        drawn.append(job.domain.figures(result.problem, result.posterior, result.baselines, figures))
+    write_json(run / "metrics.json", metrics)
+    timing = {result.problem.id: result.seconds for result in results}
+    write_json(run / "timing.json", timing)
+    write_report(run, job.config, metrics, timing, drawn, job.priors[0].card)
+    for result in results:
+        for path in (run / "items" / result.problem.id).glob("samples_*.safetensors"):
+            path.unlink()
+    return metrics
+
+
+def resume(run: Path, report: Report = lambda what, done, total: None) -> dict[str, Any]:
+    """Continue a run from its directory.
+
+    Raises:
+        InputError: where it is no run, is complete, or its input has changed.
+    """
+    from omegaconf import OmegaConf
+
+    if not (run / "config.yaml").is_file() or not (run / "provenance.json").is_file():
+        raise InputError(f"{run} is not a run directory (config.yaml and provenance.json expected)")
+    status = json.loads((run / "status.json").read_text()) if (run / "status.json").exists() else {}
+    if status.get("status") == "complete":
+        raise InputError(f"{run} is complete; see {run / 'report.html'}")
+    loaded = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=True)
+    assert isinstance(loaded, dict)
+    config = {str(key): value for key, value in loaded.items()}
+    job = plan(config)
+    before = json.loads((run / "provenance.json").read_text())["measurement"]
+    if before != [measurement_digest(problem) for problem in job.problems]:
+        raise InputError(f"the input of {run} has changed since it was started; solve it anew")
+    return execute(job, run, report)

@@ -1,0 +1,105 @@
+"""`invdiff train`: a training configuration to a checkpoint folder and a prior file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from invdiff.config import refuse_targets
+from invdiff.errors import InputError
+from invdiff.prior.checkpoint import card_from, make_network, save_prior
+from invdiff.prior.training import (
+    Stage,
+    TrainingData,
+    TrainSettings,
+    denoising_error,
+    train,
+)
+from invdiff.registry import load
+from invdiff.sampler.catalog import construct
+
+CARD_LEVELS = (0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0, 40.0)
+
+
+def read_config(path: Path, overrides: list[str]) -> dict[str, Any]:
+    """The YAML with `key=value` overrides, as plain data."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not path.is_file():
+        raise InputError(f"there is no training configuration {path}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(overrides))
+        loaded = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise InputError(f"{path.name} does not compose: {error}") from None
+    if not isinstance(loaded, dict):
+        raise InputError(f"{path.name} is not a mapping")
+    config = {str(key): value for key, value in loaded.items()}
+    refuse_targets(config)
+    for key in ("domain", "network", "training", "data", "out", "name"):
+        if key not in config:
+            raise InputError(f"{path.name} lacks {key!r}")
+    return config
+
+
+def settings_of(config: Mapping[str, Any]) -> TrainSettings:
+    """The training settings of a configuration."""
+    values = dict(config["training"])
+    values["stages"] = tuple(
+        Stage(**stage) for stage in values.get("stages", [{"share": 1.0, "crop": 96, "batch": 8}])
+    )
+    values["network"] = {key: value for key, value in config["network"].items() if key != "name"}
+    return construct(TrainSettings, values, set(), "training")
+
+
+def train_from_config(path: Path, overrides: list[str], say: Callable[[str], None]) -> Path:
+    """Train, then write `<out>/<name>.safetensors` with its card; returns that path."""
+    config = read_config(path, overrides)
+    settings = settings_of(config)
+    domain = load("domains", str(config["domain"]))()
+    maker = getattr(domain, "training_data", None)
+    if maker is None:
+        raise InputError(f"domain {config['domain']!r} has no training data")
+    data: TrainingData = maker(config["data"])
+    folder = Path(str(config["out"]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        network = make_network(config["network"])
+    total = settings.steps
+
+    def report(row: dict[str, Any]) -> None:
+        if "loss" in row:
+            say(
+                f"step {row['step']}/{total}  loss {row['loss']:.4f}  "
+                f"{row['images_per_s']:.1f} images/s  {row['cpu_minutes']:.1f} CPU-min"
+            )
+        else:
+            say(f"step {row['step']}/{total}  validation loss {row['validation']:.4f}  (checkpoint)")
+
+    denoiser = train(network, data, settings, folder, report)
+    held_out = data.validation()
+    errors = denoising_error(denoiser, held_out, CARD_LEVELS)
+    card = card_from(
+        config,
+        name=str(config["name"]),
+        channels=int(held_out.shape[1]),
+        std=round(float(held_out.std()), 4),
+        mean=round(float(held_out.mean()), 4),
+        sigma_range=(settings.sigma_min, settings.sigma_max),
+        error_levels=CARD_LEVELS,
+        error_values=tuple(round(value, 9) for value in errors),
+    )
+    written = folder / f"{config['name']}.safetensors"
+    save_prior(
+        written,
+        denoiser.network,
+        network_settings=config["network"],
+        sigma_data=settings.sigma_data,
+        card=card,
+    )
+    say(f"wrote {written}")
+    return written

@@ -1,0 +1,116 @@
+"""Samplers by name: settings from a YAML to the pieces of the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+from invdiff.errors import InputError
+from invdiff.prior.prior import PriorCard
+from invdiff.sampler import schedule as schedules
+from invdiff.sampler.guidance.dps import DPS, LikelihoodGradient
+from invdiff.sampler.guidance.guidance import Guidance
+from invdiff.sampler.guidance.moment_matching import MomentMatching
+from invdiff.sampler.guidance.pigdm import PiGDM
+from invdiff.sampler.guidance.proximal import DDS, DiffPIR, Proximal
+from invdiff.sampler.integrator import ExponentialMultistep, named
+from invdiff.sampler.loop import DiffusionSampler, Sampler
+from invdiff.sampler.plug_and_play import PlugAndPlay
+from invdiff.sampler.split_langevin import SplitLangevin
+
+T = TypeVar("T")
+Builder = Callable[[Mapping[str, Any], PriorCard], Sampler]
+
+# What the loop reads besides the fields of a method.
+LOOP_KEYS = {
+    "name",
+    "steps",
+    "schedule",
+    "sigma_max",
+    "sigma_min",
+    "rho",
+    "levels",
+    "integrator",
+    "eta",
+    "churn",
+}
+
+
+def construct(kind: type[T], settings: Mapping[str, Any], used: set[str], what: str) -> T:
+    """`kind(**settings)` for a dataclass, refusing keys that it does not have."""
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    unknown = set(settings) - known - used
+    if unknown:
+        raise InputError(
+            f"{what} does not know {', '.join(sorted(unknown))} (it knows: {', '.join(sorted(known | used))})"
+        )
+    return kind(**{key: value for key, value in settings.items() if key in known})
+
+
+def make_schedule(settings: Mapping[str, Any], card: PriorCard) -> schedules.Schedule:
+    """The levels of `settings`, moved onto a prior's own where it knows no others."""
+    kind = settings.get("schedule", "karras")
+    steps = int(settings.get("steps", 50))
+    high, low = float(settings.get("sigma_max", 80.0)), float(settings.get("sigma_min", 0.002))
+    if kind == "karras":
+        levels = schedules.karras(steps, high, low, float(settings.get("rho", 7.0)))
+    elif kind == "loguniform":
+        levels = schedules.loguniform(steps, high, low)
+    elif kind == "vp_linear":
+        levels = schedules.vp_linear(steps)
+    elif kind == "explicit":
+        levels = schedules.explicit(settings.get("levels") or ())
+    else:
+        raise InputError(f"unknown schedule {kind!r} (known: karras, loguniform, vp_linear, explicit)")
+    if card.levels is None:
+        return levels
+    from invdiff.prior.network import snap
+
+    return snap(levels, card.levels)
+
+
+def make_integrator(settings: Mapping[str, Any]) -> ExponentialMultistep:
+    """The integrator of `settings`: a name, and eta or churn over it."""
+    eta = settings.get("eta")
+    integrator = named(str(settings.get("integrator", "ddim")), None if eta is None else float(eta))
+    churn = settings.get("churn", "exact")
+    return integrator if churn == "exact" else replace(integrator, churn=churn)
+
+
+def guided(kind: type[Any]) -> Builder:
+    """The builder of the loop around one guidance method."""
+
+    def build(settings: Mapping[str, Any], card: PriorCard) -> Sampler:
+        guidance: Guidance = construct(kind, settings, LOOP_KEYS, f"sampler {settings.get('name')!r}")
+        return DiffusionSampler(make_schedule(settings, card), guidance, make_integrator(settings))
+
+    return build
+
+
+def levelled(kind: type[Any]) -> Builder:
+    """The builder of a sampler that takes a schedule itself."""
+
+    def build(settings: Mapping[str, Any], card: PriorCard) -> Sampler:
+        rest = {key: value for key, value in settings.items() if key != "schedule"}
+        made = construct(
+            kind,
+            {**rest, "schedule": make_schedule(settings, card)},
+            {"name", "steps", "sigma_max", "sigma_min", "rho", "levels"},
+            f"sampler {settings.get('name')!r}",
+        )
+        sampler: Sampler = made
+        return sampler
+
+    return build
+
+
+dds = guided(DDS)
+dps = guided(DPS)
+likelihood_gradient = guided(LikelihoodGradient)
+pigdm = guided(PiGDM)
+diffpir = guided(DiffPIR)
+proximal = guided(Proximal)
+moment_matching = guided(MomentMatching)
+plug_and_play = levelled(PlugAndPlay)
+split_langevin = levelled(SplitLangevin)

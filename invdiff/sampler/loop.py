@@ -1,0 +1,136 @@
+"""The loop: start, then (guide, step) down the levels, to samples of p(x | y)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from invdiff.measurement.measurement import Measurement
+from invdiff.prior.prior import Prior, PriorCard
+from invdiff.sampler.guidance.guidance import Claim, Guidance
+from invdiff.sampler.integrator import ExponentialMultistep
+from invdiff.sampler.keys import ParticleNoise
+from invdiff.sampler.schedule import Schedule
+from invdiff.sampler.start import PriorDraw
+
+Progress = Callable[[int, int], None]
+
+
+class Start(Protocol):
+    """Draws the state at the first level."""
+
+    def __call__(
+        self, card: PriorCard, shape: tuple[int, ...], sigma: float, noise: ParticleNoise
+    ) -> Float[Tensor, particles * event]: ...
+
+
+class Sampler(Protocol):
+    """Draws samples of p(x | y), each from its own stream of random numbers.
+
+    Attributes:
+        name: its name in reports.
+        claim: what the samples are worth, see `Guidance`.
+        steps: progress units of one call.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def claim(self) -> Claim: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    def __call__(
+        self,
+        prior: Prior,
+        measurement: Measurement,
+        shape: tuple[int, ...],
+        noise: ParticleNoise,
+        progress: Progress | None = None,
+    ) -> Float[Tensor, particles * event]: ...
+
+
+@dataclass(frozen=True)
+class DiffusionSampler:
+    """Guided reverse diffusion: the one loop, with its four pieces.
+
+    Attributes:
+        schedule: decreasing levels; the step from the last one goes to 0.
+        guidance: D -> E[x0 | x, y].
+        integrator: how a step is taken.
+        start: the state at the first level.
+    """
+
+    schedule: Schedule
+    guidance: Guidance
+    integrator: ExponentialMultistep = field(default_factory=ExponentialMultistep)
+    start: Start = field(default_factory=PriorDraw)
+
+    @property
+    def name(self) -> str:
+        return self.guidance.name
+
+    @property
+    def claim(self) -> Claim:
+        return self.guidance.claim
+
+    @property
+    def steps(self) -> int:
+        return len(self.schedule)
+
+    def __call__(
+        self,
+        prior: Prior,
+        measurement: Measurement,
+        shape: tuple[int, ...],
+        noise: ParticleNoise,
+        progress: Progress | None = None,
+    ) -> Float[Tensor, particles * event]:
+        levels = (*self.schedule, 0.0)
+        x = self.start(prior.card, shape, levels[0], noise)
+        state = self.integrator.start(x, levels[0])
+        for k, (sigma, sigma_next) in enumerate(itertools.pairwise(levels)):
+            guided = self.guidance(prior, measurement, state.x, sigma, sigma_next)
+            state = self.integrator.step(state, guided.denoised, sigma_next, noise.normal, guided.direction)
+            if guided.impulse is not None and sigma_next > 0:
+                state.x.add_(guided.impulse)
+            if progress is not None:
+                progress(k + 1, len(self.schedule))
+        require_finite(state.x, self.name)
+        return state.x
+
+
+def require_finite(x: Float[Tensor, batch * event], sampler: str) -> None:
+    """Raise where a sampler's result is not finite; it is never repaired."""
+    if not bool(torch.isfinite(x).all()):
+        bad = [i for i, row in enumerate(x) if not bool(torch.isfinite(row).all())]
+        raise FloatingPointError(
+            f"sampler {sampler!r} returned values that are not finite for particles {bad[:8]}; "
+            "lower its step length or its first noise level"
+        )
+
+
+def draw(
+    sampler: Sampler,
+    prior: Prior,
+    measurement: Measurement,
+    shape: tuple[int, ...],
+    *,
+    particles: Sequence[int],
+    seed: int = 0,
+    item: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: Progress | None = None,
+) -> Float[Tensor, particles * event]:
+    """Samples of the given particle numbers; a number's sample is the same in any batch."""
+    noise = ParticleNoise(seed, particles, item=item, device=device, dtype=dtype)
+    return sampler(prior, measurement.to(device), shape, noise, progress)

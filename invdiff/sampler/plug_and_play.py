@@ -1,0 +1,81 @@
+"""Annealed plug-and-play with momentum: the fast point estimate.
+
+Half-quadratic splitting with a denoiser that is told a falling noise level
+(Zhang et al., arXiv 2008.13751), the iterates extrapolated:
+
+    d = D(z; sigma_k),  x' = argmin |y - A x|^2 + (kappa / sigma_k^2) |x - d|^2,
+    z' = x' + m (x' - x)
+
+It is deterministic and returns one image: every particle gets the same, and
+its spread (zero) means nothing. The data term may exceed the noise level
+(kappa below sigma_y^2 trusts the data more than it deserves).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from invdiff.measurement.measurement import Measurement
+from invdiff.prior.prior import Prior
+from invdiff.sampler.guidance.guidance import Claim
+from invdiff.sampler.keys import ParticleNoise
+from invdiff.sampler.loop import Progress, require_finite
+from invdiff.sampler.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class PlugAndPlay:
+    """Attributes:
+    schedule: the denoiser's levels.
+    kappa: weight of the prior, in squared prior units (sigma_y^2 by theory).
+    momentum: extrapolation m, 0 for none.
+    cg: CG steps of the data term, warm-started at the denoised image.
+    """
+
+    schedule: Schedule
+    kappa: float = 3e-5
+    momentum: float = 0.7
+    cg: int = 6
+    name: ClassVar[str] = "plug_and_play"
+    claim: ClassVar[Claim] = "point"
+
+    @property
+    def steps(self) -> int:
+        return len(self.schedule)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prior: Prior,
+        measurement: Measurement,
+        shape: tuple[int, ...],
+        noise: ParticleNoise,
+        progress: Progress | None = None,
+    ) -> Float[Tensor, particles * event]:
+        operator = measurement.linear(self.name)
+        data = operator.adjoint(measurement.y.to(noise.device, noise.dtype)[None])
+        x = measurement.proximal(
+            torch.zeros_like(data), 1e4, data=data, iterations=10, tolerance=1e-6, direct=False
+        ).x
+        z = x
+        for k, sigma in enumerate(self.schedule):
+            denoised = prior.denoise(z, sigma)
+            fresh = measurement.proximal(
+                denoised,
+                sigma**2 / self.kappa,
+                data=data,
+                iterations=self.cg,
+                tolerance=1e-6,
+                direct=False,
+            ).x
+            z = fresh + self.momentum * (fresh - x)
+            x = fresh
+            if progress is not None:
+                progress(k + 1, len(self.schedule))
+        require_finite(x, self.name)
+        return x.expand(len(noise.streams), *x.shape[1:]).clone()
