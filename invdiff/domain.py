@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -64,6 +64,7 @@ class Summary:
     warnings: tuple[str, ...] = ()
 
 
+@runtime_checkable
 class Domain(Protocol):
     """A domain pack's face. All reading and refusing happens in `problems`."""
 

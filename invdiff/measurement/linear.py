@@ -58,14 +58,16 @@ def conjugate_gradients(
     """Solve `M x = b` for symmetric positive definite M, each sample on its own.
 
     No inner product is taken over the batch and a sample that has converged
-    (`|r| <= tolerance |b|`) is frozen, so a result does not depend on which
-    other samples are solved beside it (Hestenes & Stiefel 1952). Nothing is
-    added to the denominators: systems of any norm converge alike.
+    (`|r| <= tolerance |r_0|`, r_0 the residual of the start) is frozen, so a
+    result does not depend on which other samples are solved beside it (Hestenes
+    & Stiefel 1952). The limit is relative to r_0 and not to b, so that a small
+    correction to a large start is still found; nothing is added to the
+    denominators, so that systems of any norm converge alike.
     """
     x = torch.zeros_like(rhs) if start is None else start
     residual = rhs if start is None else rhs - matvec(start)
-    target = tolerance**2 * inner(rhs, rhs)
     square = inner(residual, residual)
+    target = tolerance**2 * square
     direction = residual
     active = square > target
     indefinite = torch.zeros_like(active)

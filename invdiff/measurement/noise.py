@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from torch import Tensor
 from invdiff.errors import InputError
 
 
+@runtime_checkable
 class Noise(Protocol):
     """A noise model with independent components."""
 

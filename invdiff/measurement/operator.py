@@ -103,20 +103,29 @@ class LinearFunctions(LinearOperator):
 
 
 class _Frozen:
-    """A private copy of a deepinv physics that is called without arguments.
+    """Private copies of a deepinv physics, one a dtype, called without arguments.
 
-    deepinv lets a call overwrite stored parameters (`physics.A(x, mask=m)`) and
-    several of its operators are float32 only; the copy is never handed out, is
-    called with x alone, and the state is cast to its dtype and back.
+    deepinv lets a call overwrite stored parameters (`physics.A(x, mask=m)`), and
+    mixes dtypes badly: the copies are never handed out, are called with x alone,
+    and carry their parameters in the state's dtype. An operator that cannot do
+    float64 at all runs in float32 and its result is cast back.
     """
 
     def __init__(self, physics: Any) -> None:
-        self.physics = copy.deepcopy(physics)
+        self._source = copy.deepcopy(physics)
+        self._copies: dict[tuple[torch.dtype, torch.device], Any] = {}
 
-    def cast(self, x: Tensor, call: Callable[[Tensor], Tensor]) -> Tensor:
-        first = next((b for b in self.physics.buffers() if b.is_floating_point()), None)
-        dtype = x.dtype if first is None else first.dtype
-        out = call(x.to(dtype)) if first is None else call(x.to(dtype).to(first.device))
+    def call(self, method: str, x: Tensor) -> Tensor:
+        key = (x.dtype, x.device)
+        if key not in self._copies:
+            self._copies[key] = copy.deepcopy(self._source).to(device=x.device, dtype=x.dtype)
+        try:
+            out = getattr(self._copies[key], method)(x)
+        except RuntimeError:
+            if x.dtype != torch.float64:
+                raise
+            return self.call(method, x.float()).to(x.dtype)
+        assert isinstance(out, Tensor)
         return out.to(device=x.device, dtype=x.dtype)
 
 
@@ -127,7 +136,7 @@ class DeepinvOperator(Operator):
         self._frozen = _Frozen(physics)
 
     def forward(self, x: Float[Tensor, batch * event]) -> Float[Tensor, batch * data]:
-        return self._frozen.cast(x, self._frozen.physics.A)
+        return self._frozen.call("A", x)
 
 
 class DeepinvLinearOperator(LinearOperator):
@@ -137,10 +146,10 @@ class DeepinvLinearOperator(LinearOperator):
         self._frozen = _Frozen(physics)
 
     def forward(self, x: Float[Tensor, batch * event]) -> Float[Tensor, batch * data]:
-        return self._frozen.cast(x, self._frozen.physics.A)
+        return self._frozen.call("A", x)
 
     def adjoint(self, y: Float[Tensor, batch * data]) -> Float[Tensor, batch * event]:
-        return self._frozen.cast(y, self._frozen.physics.A_adjoint)
+        return self._frozen.call("A_adjoint", y)
 
 
 def as_operator(thing: object) -> Operator:

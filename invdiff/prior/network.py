@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -43,6 +43,7 @@ class Coefficients:
     c_rate: Tensor
 
 
+@runtime_checkable
 class Process(Protocol):
     """A forward process `x_t = a(t) x0 + b(t) y + c(t) n`, looked up by `sigma = c / a`."""
 

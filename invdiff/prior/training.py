@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,7 @@ from invdiff.prior.network import EDMDenoiser
 LOSS_LIMIT = 10.0  # a step whose loss is above this (far above any trained value) is skipped
 
 
+@runtime_checkable
 class TrainingData(Protocol):
     """What a domain supplies: clean images in prior units."""
 

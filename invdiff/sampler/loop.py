@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ from invdiff.sampler.start import PriorDraw
 Progress = Callable[[int, int], None]
 
 
+@runtime_checkable
 class Start(Protocol):
     """Draws the state at the first level."""
 
@@ -30,6 +31,7 @@ class Start(Protocol):
     ) -> Float[Tensor, particles * event]: ...
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """Draws samples of p(x | y), each from its own stream of random numbers.
 

@@ -6,10 +6,11 @@ with the norm and its gradient per sample. zeta is in the paper's
 variance-preserving coordinates, hence c = sqrt((1 + sigma^2)(1 + sigma'^2)) here;
 sigma_y is not used. The operator may be nonlinear.
 
-A heuristic, not a posterior sampler: there is one good zeta a problem, and the
-residual of its samples does not follow sigma_y (on a Gaussian prior in eight
-dimensions with four measured, zeta = 1, its spread along measured directions is
-set by zeta and the step, not by the noise; see tests/sampler/test_guidance.py).
+A heuristic, not a posterior sampler: there is one good zeta a problem. On a
+Gaussian prior with component stds from .05 to 1.5, every second one measured at
+sigma_y = .05, zeta = 1 and 1000 steps, its std is .35 to 10 times the exact one
+along measured components, its mean is off by up to 1.6 exact stds, and chi2 is
+26 where 1 is right (tests/sampler/test_guidance.py).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -38,6 +38,7 @@ class Guided:
     impulse: Float[Tensor, batch * event] | None = None
 
 
+@runtime_checkable
 class Guidance(Protocol):
     """One method.
 

@@ -7,7 +7,10 @@ on x instead of an SVD: `A^T (r^2 A A^T + s^2)^-1 e = (prox(D) - D) / r^2`.
 
 Exact for a white Gaussian prior of std s with r^2 = sigma^2 s^2 / (sigma^2 + s^2);
 else approximate: the covariance inside the inverse is r^2 I where it should be
-sigma^2 J. `published` adds r^2 J^T(...) instead of sigma^2 J^T(...), as the
+sigma^2 J. On a Gaussian prior with component stds from .05 to 1.5, every second
+one measured at sigma_y = .05, 200 ancestral steps, its std is .95 to 1.08 of the
+exact one and its mean is off by up to .6 exact stds (tests/sampler/test_guidance.py).
+`published` adds r^2 J^T(...) instead of sigma^2 J^T(...), as the
 published update does in its coordinates; it is weaker by sigma^2 / r^2.
 """
 
