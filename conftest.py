@@ -1,7 +1,10 @@
-"""Runtime checks of every annotation while tests run, and the shared data."""
+"""Runtime checks of every annotation while tests run."""
 
 from __future__ import annotations
 
 from jaxtyping import install_import_hook
 
-hook = install_import_hook(["invdiff", "invdiff_mri", "invdiff_array"], "beartype.beartype")
+import tests.typecheck
+
+hook = install_import_hook(["invdiff", "invdiff_mri", "invdiff_array"], "tests.typecheck.checker")
+assert tests.typecheck.checker is not None

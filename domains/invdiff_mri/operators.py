@@ -51,7 +51,7 @@ class CartesianSense(LinearOperator):
         InputError: for a mask that selects nothing or has another shape than the maps.
     """
 
-    def __init__(self, mask: Bool[Tensor, "y x"], coil_maps: Complex[Tensor, "coil y x"]) -> None:
+    def __init__(self, mask: Bool[Tensor, "rows columns"], coil_maps: Complex[Tensor, "coil y x"]) -> None:
         if tuple(mask.shape) != tuple(coil_maps.shape[-2:]):
             raise InputError(
                 f"the mask has shape {tuple(mask.shape)} and the coil maps are "

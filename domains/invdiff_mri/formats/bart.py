@@ -63,7 +63,8 @@ def read(path: Path, options: ReadOptions) -> Scan:
             f"{path.name} has dimensions {array.shape}: two of the first three must be the image "
             "axes of a 2-D scan; for another order say input.axes="
         )
-    if min(volume.shape[axis] for axis in plane) <= 32 and volume.shape[3] == 1:
+    few, coils = min(volume.shape[axis] for axis in plane), volume.shape[3]
+    if few <= 32 and (coils == 1 or coils > 32):
         small = min(plane, key=lambda axis: volume.shape[axis])
         raise InputError(
             f"{path.name} has dimensions {array.shape}: the coils seem to be in dimension {small}, "

@@ -1,0 +1,35 @@
+"""Every registered operator and every registered prior that needs no file, by one contract."""
+
+from __future__ import annotations
+
+import pytest
+
+from invdiff.config import choices, compose
+from invdiff.registry import plugins
+from invdiff.run.check import run_checks
+
+SHAPE = (2, 32, 24)
+NEED_A_FILE = {"safetensors", "monai", "deepinv", "diffusers", "edm", "score_sde"}
+
+
+@pytest.mark.parametrize("name", sorted(set(plugins("operators")) & set(choices("operator"))))
+def test_operator(name: str) -> None:
+    failed = [check for check in run_checks("operator", name, [], SHAPE) if not check.passed]
+    assert not failed, failed
+
+
+@pytest.mark.parametrize("name", sorted(set(plugins("priors")) - NEED_A_FILE))
+def test_prior(name: str) -> None:
+    channels = 1 if name == "brain_mr" else 2
+    shape = (channels, *SHAPE[1:])
+    failed = [check for check in run_checks("prior", name, [], shape) if not check.passed]
+    assert not failed, failed
+
+
+@pytest.mark.parametrize("group", ["domain", "operator", "prior", "sampler", "noise", "run"])
+def test_every_configuration_composes(group: str) -> None:
+    for name in choices(group):
+        if name == "safetensors":
+            continue  # its path is mandatory
+        domain = ["domain=array"] if group in ("prior", "sampler") else []
+        assert compose([*domain, f"{group}={name}"])
