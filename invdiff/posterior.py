@@ -25,8 +25,8 @@ class Posterior:
         info: what made them: sampler, prior, network calls, seconds.
     """
 
-    samples: Float[Tensor, samples * event]
-    chi2: Float[Tensor, samples]
+    samples: Float[Tensor, "samples *event"]
+    chi2: Float[Tensor, "samples"]
     claim: str
     info: dict[str, Any] = field(default_factory=dict)
 

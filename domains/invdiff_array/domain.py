@@ -40,10 +40,10 @@ from invdiff import (
 class Identity(LinearOperator):
     """`A = 1`: denoising."""
 
-    def forward(self, x: Float[Tensor, batch * event]) -> Float[Tensor, batch * event]:
+    def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
         return x
 
-    def adjoint(self, y: Float[Tensor, batch * event]) -> Float[Tensor, batch * event]:
+    def adjoint(self, y: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
         return y
 
 

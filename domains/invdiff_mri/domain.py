@@ -34,7 +34,7 @@ from invdiff_mri.formats.images import read as read_image_scan
 from invdiff_mri.formats.nifti import write_nifti, write_npz
 from invdiff_mri.formats.options import ReadOptions
 from invdiff_mri.masks import SIMULATED, MaskSettings, make_mask, mask_from_data
-from invdiff_mri.operators import to_image, to_kspace
+from invdiff_mri.operators import to_complex, to_image, to_kspace
 from invdiff_mri.prepare import Prepared, PrepareSettings, prepare
 from invdiff_mri.scan import Scan, arrange
 from invdiff_mri.training import MagnitudeSlices, Source
@@ -55,20 +55,35 @@ class Item:
     Attributes:
         prepared: measurement and the way back to scan units.
         reference: magnitude in scan units, cropped, where one is known.
-        reference_noise: std of the reference's own noise per pixel (0 for a simulated truth).
+        measured_reference: the reference is the root sum of squares of a full noisy scan, and
+            is compared with what such a scan would have shown (`Prepared.expected_rss`).
         peak: maximum of the reference volume.
         scan: the scan that it came from (k-space left out).
     """
 
     prepared: Prepared
     reference: Float[np.ndarray, "y x"] | None
-    reference_noise: Float[np.ndarray, "y x"] | float
+    measured_reference: bool
     peak: float
     scan: Scan
 
     def image(self, x: Float[Tensor, "batch 2 y x"]) -> Complex[np.ndarray, "batch y x"]:
         """Complex images in scan units, cropped."""
         return crop(self.prepared.image(x), self.scan.crop).numpy()
+
+    def comparable(self, x: Float[Tensor, "batch 2 y x"]) -> Float[np.ndarray, "batch y x"]:
+        """What is held against the reference: |x|, or the expected root sum of squares."""
+        if not self.measured_reference:
+            return np.abs(self.image(x))
+        return crop(self.prepared.expected_rss(x), self.scan.crop).numpy()
+
+    def reference_noise(self) -> Float[np.ndarray, "y x"] | float:
+        """Std of the reference's own noise that was not seen by the measurement."""
+        if not self.measured_reference:
+            return 0.0
+        operator = self.prepared.measurement.operator
+        missing = 1 - float(operator.mask.float().mean())  # type: ignore[attr-defined]
+        return missing**0.5 * crop(self.prepared.gain, self.scan.crop).numpy()
 
 
 def crop(image: Tensor, size: tuple[int, int] | None) -> Tensor:
@@ -111,7 +126,7 @@ class MRI:
             sigma=noise["sigma"],
             scale=operator["scale"],
             phase=str(operator["phase"]),
-            kernel=int(operator["kernel"]),
+            kernel=None if operator["kernel"] is None else int(operator["kernel"]),
             threshold=float(operator["threshold"]),
         )
         maps = given_maps(scan, str(operator["coil_maps"]))
@@ -133,16 +148,13 @@ class MRI:
             )
             reference = None if references is None else references[index]
             measured_reference = retrospective and scan.simulated is None
-            spread: np.ndarray | float = 0.0
-            if measured_reference and reference is not None:
-                spread = crop(prepared.gain, scan.crop).numpy()
             notes = {
                 **prepared.notes,
                 "acquisition": "retrospective: undersampled here" if retrospective else "prospective",
             }
             if scan.simulated:
                 notes["data"] = scan.simulated
-            item = Item(prepared, reference, spread, level, replace(scan, kspace=scan.kspace[:0]))
+            item = Item(prepared, reference, measured_reference, level, replace(scan, kspace=scan.kspace[:0]))
             problems.append(
                 Problem(
                     id=f"{name}-{index:03d}" if count > 1 else name,
@@ -194,22 +206,38 @@ class MRI:
             warnings.append(f"The data are {item.scan.simulated}.")
         if reference is None:
             return Summary(facts=facts, convention=metrics.CONVENTION, warnings=tuple(warnings))
+        estimates = {TITLES.get(name, name): value for name, value in baselines.items()}
+        estimates["one sample"] = posterior.samples[0]
+        estimates["posterior mean"] = posterior.mean
         table = {}
-        for name, estimate in baselines.items():
-            image = np.abs(item.image(estimate[None])[0])
-            table[TITLES.get(name, name)] = metrics.compare(reference, image, item.peak)
-        mean, std, samples = magnitudes(item, posterior)
-        table["one sample"] = metrics.compare(reference, samples[0], item.peak)
-        table["posterior mean"] = metrics.compare(reference, mean, item.peak)
+        for name, estimate in estimates.items():
+            image = item.comparable(estimate[None])[0]
+            if item.measured_reference and name == "zero-filled":
+                image = crop(zero_filled_rss(item.prepared), item.scan.crop).numpy()
+            row = metrics.compare(reference, image, item.peak)
+            if item.measured_reference:
+                plain = np.abs(item.image(estimate[None])[0])
+                row["psnr_magnitude"] = metrics.psnr(reference, plain, item.peak)
+            table[name] = row
+        convention = metrics.CONVENTION
+        if item.measured_reference:
+            convention += (
+                "; the reference is the root sum of squares (RSS) of a full noisy scan, so every method is "
+                "compared as the RSS that such a scan would have shown: measured samples as measured, the "
+                "expected noise power where nothing was measured (psnr_magnitude: the bare magnitude, which "
+                "has no noise floor)"
+            )
+        _, std, samples = magnitudes(item, posterior)
         if len(samples) > 1:
             inside = metrics.object_mask(reference)
+            mean = item.comparable(posterior.mean[None])[0]
             widened = std * np.sqrt(1 + 1 / len(samples))
-            facts.update(metrics.coverage(reference, mean, widened, inside, item.reference_noise))
+            facts.update(metrics.coverage(reference, mean, widened, inside, item.reference_noise()))
             error = np.abs(reference - mean)[inside]
             facts["correlation of std and error"] = float(np.corrcoef(error, std[inside])[0, 1])
-            if np.any(np.asarray(item.reference_noise) > 0):
+            if item.measured_reference:
                 facts["coverage note"] = "the reference is measured; its own noise is added to the std"
-        return Summary(table, facts, metrics.CONVENTION, tuple(warnings))
+        return Summary(table, facts, convention, tuple(warnings))
 
     def write(self, problem: Problem, posterior: Posterior, baselines: Estimates, folder: Path) -> None:
         item: Item = problem.context[0]
@@ -220,6 +248,8 @@ class MRI:
         write_nifti(folder / "std.nii.gz", std[None], affine)
         write_nifti(folder / "phase.nii.gz", np.angle(complex_mean)[None], affine)
         write_nifti(folder / "samples.nii.gz", samples, affine)
+        rss = crop(item.prepared.expected_rss(posterior.mean[None]), item.scan.crop).numpy()
+        write_nifti(folder / "rss.nii.gz", rss, affine)
         arrays = {name: item.image(value[None])[0] for name, value in baselines.items()}
         write_npz(
             folder / "result.npz",
@@ -247,6 +277,13 @@ def magnitudes(
     mean = np.abs(item.image(posterior.mean[None])[0])
     std = samples.std(axis=0, ddof=1) if len(samples) > 1 else np.zeros_like(mean)
     return mean, std, samples
+
+
+def zero_filled_rss(prepared: Prepared) -> Float[Tensor, "y x"]:
+    """Root sum of squares of the zero-filled coil images, in scan units."""
+    white = to_image(to_complex(prepared.measurement.y[None])[0])
+    coils = torch.einsum("ij,jyx->iyx", prepared.unmix, white) * prepared.scale
+    return coils.abs().square().sum(dim=0).sqrt()
 
 
 def parse_slices(text: object) -> tuple[int | None, int | None, int | None] | None:

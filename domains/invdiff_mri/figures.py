@@ -80,7 +80,8 @@ def draw_figures(problem: Problem, posterior: Posterior, baselines: Estimates, f
         axes[1].set_axis_off()
     if reference is not None:
         _show(axes[2], reference, "reference", top)
-        _show(axes[3], 5 * np.abs(mean - reference), "|error| of the mean, ×5", top, "magma")
+        shown = item.comparable(posterior.mean[None])[0]
+        _show(axes[3], 5 * np.abs(shown - reference), "|error| of the mean, ×5", top, "magma")
     else:
         axes[2].set_axis_off()
         axes[3].set_axis_off()
@@ -97,7 +98,8 @@ def draw_figures(problem: Problem, posterior: Posterior, baselines: Estimates, f
     for axis, image in zip(axes, samples[:count], strict=False):
         _show(axis, image, "sample", top)
     if reference is not None:
-        for axis, (name, image) in zip(axes[count:], classical.items(), strict=False):
+        compared = {name: item.comparable(value[None])[0] for name, value in baselines.items()}
+        for axis, (name, image) in zip(axes[count:], compared.items(), strict=False):
             title = f"|error| of {TITLES.get(name, name)}, ×5"
             _show(axis, 5 * np.abs(image - reference), title, top, "magma")
     for axis in axes[count + len(errors) :]:

@@ -18,12 +18,12 @@ from torch import Tensor
 from invdiff import InputError, LinearOperator
 
 
-def to_complex(x: Float[Tensor, "batch 2 *rest"]) -> Complex[Tensor, batch * rest]:
+def to_complex(x: Float[Tensor, "batch 2 *rest"]) -> Complex[Tensor, "batch *rest"]:
     """Channels (Re, Im) to a complex tensor."""
     return torch.complex(x[:, 0], x[:, 1])
 
 
-def to_real(z: Complex[Tensor, batch * rest]) -> Float[Tensor, "batch 2 *rest"]:
+def to_real(z: Complex[Tensor, "batch *rest"]) -> Float[Tensor, "batch 2 *rest"]:
     """A complex tensor to channels (Re, Im)."""
     return torch.stack([z.real, z.imag], dim=1)
 

@@ -19,7 +19,7 @@ from invdiff_mri.baselines import cg_sense
 from invdiff_mri.coils import CoilMaps, espirit, low_resolution_phase, normalised
 from invdiff_mri.masks import calibration_region, effective_acceleration
 from invdiff_mri.noise import NoiseCovariance, from_periphery, from_samples, whitening
-from invdiff_mri.operators import CartesianSense, to_complex, to_real
+from invdiff_mri.operators import CartesianSense, to_complex, to_image, to_kspace, to_real
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Prepared:
         gain: per pixel, root-sum-of-squares coil image over |x| (1 without prewhitening).
         scale: data scale s: x in scan units is s times x in prior units.
         phase: phase folded into the maps, radians; zero for `phase="none"`.
+        unmix: L, from whitened coils back to the scan's.
         coils: maps used, with their support.
         notes: what was found and decided, for the report.
     """
@@ -39,12 +40,32 @@ class Prepared:
     gain: Float[Tensor, "y x"]
     scale: float
     phase: Float[Tensor, "y x"]
+    unmix: Complex[Tensor, "coil coil"]
     coils: CoilMaps
     notes: dict[str, Any] = field(default_factory=dict)
 
     def image(self, x: Float[Tensor, "batch 2 y x"]) -> Complex[Tensor, "batch y x"]:
         """Complex image in scan units: its magnitude is the root-sum-of-squares image."""
         return to_complex(x) * self.gain * self.scale * torch.exp(1j * self.phase)
+
+    def expected_rss(self, x: Float[Tensor, "batch 2 y x"]) -> Float[Tensor, "batch y x"]:
+        """The root-sum-of-squares image that a full scan of x would have shown.
+
+        Its k-space is y where it was measured and A x elsewhere; the noise of what
+        was not measured adds its power, 2 tr(Psi) times the missing share. This is
+        what a reference made from a full, noisy scan is to be compared with: such an
+        image has a noise floor where |x| has none.
+        """
+        operator = self.measurement.operator
+        assert isinstance(operator, CartesianSense)
+        maps = self.coils.maps * torch.exp(1j * self.phase)
+        predicted = to_kspace(maps * to_complex(x)[:, None])
+        measured = to_complex(self.measurement.y[None])
+        white = torch.where(operator.mask, measured, predicted)
+        coils = torch.einsum("ij,bjyx->biyx", self.unmix, to_image(white)) * self.scale
+        missing = 1 - float(operator.mask.float().mean())
+        floor = 2 * float(self.unmix.abs().square().sum()) * missing
+        return (coils.abs().square().sum(dim=1) + floor).sqrt()
 
 
 @dataclass(frozen=True)
@@ -61,7 +82,7 @@ class PrepareSettings:
     sigma: float | None = None
     scale: float | None = None
     phase: str = "none"
-    kernel: int = 6
+    kernel: int | None = None
     threshold: float = 0.02
 
 
@@ -86,7 +107,7 @@ def noise_covariance(
     return from_periphery(kspace, mask)
 
 
-def percentile(x: Float[Tensor, "*shape"], q: float) -> float:
+def percentile(x: Complex[Tensor, "*shape"], q: float) -> float:
     """The q-th percentile of |x|, q in [0, 100]."""
     return float(torch.quantile(x.abs().flatten().double(), q / 100))
 
@@ -158,4 +179,4 @@ def prepare(
         "phase": settings.phase,
     }
     measurement = Measurement(operator, GaussianNoise(1 / scale), y / scale)
-    return Prepared(measurement, gain, float(scale), phase, coils, notes)
+    return Prepared(measurement, gain, float(scale), phase, unmix, coils, notes)

@@ -44,12 +44,12 @@ MAX_COILS = 64
 
 
 def guess_axes(shape: tuple[int, ...]) -> str:
-    """Axis names of a bare k-space array: `coil,y,x` if exactly one axis is at most 64.
+    """Axis names of a bare k-space array: `coil,y,x` if one axis is shorter than 64 and no other is.
 
     Raises:
         InputError: where the guess is ambiguous, or the coils are on another axis.
     """
-    small = [axis for axis, length in enumerate(shape) if length <= MAX_COILS]
+    small = [axis for axis, length in enumerate(shape) if length < MAX_COILS]
     if len(shape) == 2:
         return "y,x"
     if len(shape) == 3 and len(small) == 1:

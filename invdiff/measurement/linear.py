@@ -6,18 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 Matvec = Callable[[Tensor], Tensor]
 
 
-def inner(u: Float[Tensor, batch * event], v: Float[Tensor, batch * event]) -> Float[Tensor, batch]:
+def inner(u: Float[Tensor, "batch *event"], v: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch"]:
     """`<u, v>` of each sample."""
     return (u * v).flatten(1).sum(dim=1)
 
 
-def expand(weights: Float[Tensor, batch], x: Float[Tensor, batch * event]) -> Tensor:
+def expand(weights: Shaped[Tensor, "batch"], x: Float[Tensor, "batch *event"]) -> Tensor:
     """`weights` with trailing axes of length one, to multiply x."""
     return weights.reshape(-1, *([1] * (x.ndim - 1)))
 
@@ -34,13 +34,13 @@ class Solution:
             stopped there (M is then not positive definite).
     """
 
-    x: Float[Tensor, batch * event]
-    iterations: Int[Tensor, batch]
-    residual: Float[Tensor, batch]
-    indefinite: Bool[Tensor, batch]
+    x: Float[Tensor, "batch *event"]
+    iterations: Int[Tensor, "batch"]
+    residual: Float[Tensor, "batch"]
+    indefinite: Bool[Tensor, "batch"]
 
     @classmethod
-    def exact(cls, x: Float[Tensor, batch * event]) -> Solution:
+    def exact(cls, x: Float[Tensor, "batch *event"]) -> Solution:
         """A solution that was found in closed form."""
         batch = len(x)
         zero = torch.zeros(batch, device=x.device, dtype=x.dtype)
@@ -49,9 +49,9 @@ class Solution:
 
 def conjugate_gradients(
     matvec: Matvec,
-    rhs: Float[Tensor, batch * event],
+    rhs: Float[Tensor, "batch *event"],
     *,
-    start: Float[Tensor, batch * event] | None = None,
+    start: Float[Tensor, "batch *event"] | None = None,
     iterations: int = 30,
     tolerance: float = 1e-6,
 ) -> Solution:

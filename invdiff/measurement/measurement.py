@@ -43,27 +43,27 @@ class Measurement:
         """The operator, refused with one sentence where it is not linear."""
         return require_linear(self.operator, method)
 
-    def residual(self, x: Float[Tensor, batch * event]) -> Float[Tensor, batch * data]:
+    def residual(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *data"]:
         """`y - A(x)`."""
         return self.y.to(x) - self.operator(x)
 
-    def chi2(self, x: Float[Tensor, batch * event]) -> Float[Tensor, batch]:
+    def chi2(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch"]:
         """`|y - A(x)|^2 / (sigma_y^2 m)` in float64: near 1 for posterior samples, below for means."""
         square = self.residual(x).flatten(1).double().square().sum(dim=1)
         return square / (self.noise.variance() * self.size)
 
-    def log_likelihood(self, x: Float[Tensor, batch * event]) -> Float[Tensor, batch]:
+    def log_likelihood(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch"]:
         """`log p(y | x)`, float64, normalised, differentiable."""
         return self.noise.log_likelihood(self.operator(x), self.y.to(x), self.size)
 
     def solve(
         self,
         r2: float,
-        rhs: Float[Tensor, batch * data],
+        rhs: Float[Tensor, "batch *data"],
         *,
         iterations: int = 50,
         tolerance: float = 1e-6,
-    ) -> Float[Tensor, batch * data]:
+    ) -> Float[Tensor, "batch *data"]:
         """`(r^2 A A^T + sigma_y^2)^-1 rhs` by conjugate gradients in data space."""
         operator = self.linear("solve")
         variance = self.noise.variance()
@@ -75,11 +75,11 @@ class Measurement:
 
     def proximal(
         self,
-        center: Float[Tensor, batch * event],
+        center: Float[Tensor, "ones *event"],
         gamma: float,
         *,
-        data: Float[Tensor, batch * event] | None = None,
-        start: Float[Tensor, batch * event] | None = None,
+        data: Float[Tensor, "some *event"] | None = None,
+        start: Float[Tensor, "others *event"] | None = None,
         iterations: int = 30,
         tolerance: float = 1e-4,
         direct: bool = True,

@@ -22,8 +22,8 @@ class Noise(Protocol):
     """A noise model with independent components."""
 
     def log_likelihood(
-        self, clean: Float[Tensor, batch * data], y: Float[Tensor, "*data"], size: int
-    ) -> Float[Tensor, batch]:
+        self, clean: Float[Tensor, "batch *data"], y: Float[Tensor, "*data"], size: int
+    ) -> Float[Tensor, "batch"]:
         """`log p(y | clean)` in float64; `size` is the number of measured components."""
 
     def variance(self) -> float:
@@ -51,8 +51,8 @@ class GaussianNoise:
             )
 
     def log_likelihood(
-        self, clean: Float[Tensor, batch * data], y: Float[Tensor, "*data"], size: int
-    ) -> Float[Tensor, batch]:
+        self, clean: Float[Tensor, "batch *data"], y: Float[Tensor, "*data"], size: int
+    ) -> Float[Tensor, "batch"]:
         error = (y - clean).flatten(1).double()
         square = error.square().sum(dim=1) / self.sigma**2
         return -0.5 * square - size * (math.log(self.sigma) + 0.5 * math.log(2 * math.pi))

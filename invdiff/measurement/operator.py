@@ -31,10 +31,10 @@ class Operator(ABC):
     linear: ClassVar[bool] = False
 
     @abstractmethod
-    def forward(self, x: Float[Tensor, batch * event]) -> Float[Tensor, batch * data]:
+    def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *data"]:
         """`A(x)`."""
 
-    def __call__(self, x: Float[Tensor, batch * event]) -> Float[Tensor, batch * data]:
+    def __call__(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *data"]:
         return self.forward(x)
 
     def data_size(self, y: Float[Tensor, "*data"]) -> int:
@@ -51,16 +51,16 @@ class LinearOperator(Operator):
     linear: ClassVar[bool] = True
 
     @abstractmethod
-    def adjoint(self, y: Float[Tensor, batch * data]) -> Float[Tensor, batch * event]:
+    def adjoint(self, y: Float[Tensor, "batch *data"]) -> Float[Tensor, "batch *event"]:
         """`A^T y`: `<A x, y> = <x, A^T y>` for all x and y."""
 
-    def normal(self, x: Float[Tensor, batch * event]) -> Float[Tensor, batch * event]:
+    def normal(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
         """`A^T A x`."""
         return self.adjoint(self.forward(x))
 
     def resolvent(
-        self, rhs: Float[Tensor, batch * event], gamma: float
-    ) -> Float[Tensor, batch * event] | None:
+        self, rhs: Float[Tensor, "batch *event"], gamma: float
+    ) -> Float[Tensor, "batch *event"] | None:
         """`(1 + gamma A^T A)^-1 rhs` where it is cheap in closed form; None: use iterations."""
         return None
 
@@ -85,7 +85,7 @@ class FunctionOperator(Operator):
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self.function = function
 
-    def forward(self, x: Float[Tensor, batch * event]) -> Float[Tensor, batch * data]:
+    def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *data"]:
         return self.function(x)
 
 
@@ -95,10 +95,10 @@ class LinearFunctions(LinearOperator):
     def __init__(self, forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> None:
         self._forward, self._adjoint = forward, adjoint
 
-    def forward(self, x: Float[Tensor, batch * event]) -> Float[Tensor, batch * data]:
+    def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *data"]:
         return self._forward(x)
 
-    def adjoint(self, y: Float[Tensor, batch * data]) -> Float[Tensor, batch * event]:
+    def adjoint(self, y: Float[Tensor, "batch *data"]) -> Float[Tensor, "batch *event"]:
         return self._adjoint(y)
 
 
@@ -135,7 +135,7 @@ class DeepinvOperator(Operator):
     def __init__(self, physics: Any) -> None:
         self._frozen = _Frozen(physics)
 
-    def forward(self, x: Float[Tensor, batch * event]) -> Float[Tensor, batch * data]:
+    def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *data"]:
         return self._frozen.call("A", x)
 
 
@@ -145,10 +145,10 @@ class DeepinvLinearOperator(LinearOperator):
     def __init__(self, physics: Any) -> None:
         self._frozen = _Frozen(physics)
 
-    def forward(self, x: Float[Tensor, batch * event]) -> Float[Tensor, batch * data]:
+    def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *data"]:
         return self._frozen.call("A", x)
 
-    def adjoint(self, y: Float[Tensor, batch * data]) -> Float[Tensor, batch * event]:
+    def adjoint(self, y: Float[Tensor, "batch *data"]) -> Float[Tensor, "batch *event"]:
         return self._frozen.call("A_adjoint", y)
 
 

@@ -30,7 +30,7 @@ class NoiseEmbedding(nn.Module):
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.layers = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
 
-    def forward(self, noise_label: Float[Tensor, batch]) -> Float[Tensor, "batch width"]:
+    def forward(self, noise_label: Float[Tensor, "batch"]) -> Float[Tensor, "batch width"]:
         angles = noise_label[:, None] * self.frequencies
         embedded: Tensor = self.layers(torch.cat([angles.sin(), angles.cos()], dim=1))
         return embedded
@@ -94,7 +94,7 @@ class UnshuffleUNet(nn.Module):
         nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
 
     def forward(
-        self, x: Float[Tensor, "batch channels y x"], noise_label: Float[Tensor, batch]
+        self, x: Float[Tensor, "batch channels y x"], noise_label: Float[Tensor, "batch"]
     ) -> Float[Tensor, "batch channels y x"]:
         height, width = x.shape[-2:]
         pad_y, pad_x = -height % self.stride, -width % self.stride

@@ -221,10 +221,10 @@ def load_monai(settings: Settings) -> Prior:
     from monai.networks.schedulers import DDPMScheduler
 
     path = Path(str(settings.get("path") or ""))
-    network = fill(DiffusionModelUNet(**dict(settings["network"])), read_weights(path), path.name)
+    network = fill(DiffusionModelUNet(**dict(settings.get("network") or {})), read_weights(path), path.name)
     scheduler = dict(settings.get("scheduler") or {})
     kind = scheduler.pop("name", "DDPM")
-    channels = int(settings["network"]["in_channels"])
+    channels = int((settings.get("network") or {}).get("in_channels", 1))
     if kind == "RFlow":
         times = float(scheduler.get("num_train_timesteps", 1000))
         process: Process = LinearFlow(time_scale=times)

@@ -55,7 +55,7 @@ class GaussianPrior:
         )
 
     @classmethod
-    def dense(cls, mean: Float[Tensor, dim], covariance: Float[Tensor, "dim dim"]) -> GaussianPrior:
+    def dense(cls, mean: Float[Tensor, "dim"], covariance: Float[Tensor, "dim dim"]) -> GaussianPrior:
         """N(mean, covariance) over vectors."""
         values, vectors = torch.linalg.eigh(covariance)
         return cls(mean, values.clamp_min(0), lambda x: x @ vectors.to(x), lambda c: c @ vectors.mT.to(c))
@@ -84,20 +84,20 @@ class GaussianPrior:
         variance = self.variance.to(x)
         return variance / (variance + sigma_like(sigma, x) ** 2)
 
-    def denoise(self, x: Float[Tensor, batch * event], sigma: Sigma) -> Float[Tensor, batch * event]:
+    def denoise(self, x: Float[Tensor, "batch *event"], sigma: Sigma) -> Float[Tensor, "batch *event"]:
         mean = self.mean.to(x)
         return mean + self.back(self._gain(x, sigma) * self.to(x - mean))
 
     def jvp(
         self,
-        x: Float[Tensor, batch * event],
+        x: Float[Tensor, "batch *event"],
         sigma: Sigma,
-        tangent: Float[Tensor, batch * event],
-    ) -> Float[Tensor, batch * event]:
+        tangent: Float[Tensor, "batch *event"],
+    ) -> Float[Tensor, "batch *event"]:
         """`dD/dx` times a tangent (the Jacobian is symmetric and does not depend on x)."""
         return self.back(self._gain(x, sigma) * self.to(tangent))
 
-    def log_density(self, x: Float[Tensor, batch * event], sigma: Sigma = 0.0) -> Float[Tensor, batch]:
+    def log_density(self, x: Float[Tensor, "batch *event"], sigma: Sigma = 0.0) -> Float[Tensor, "batch"]:
         """`log p_sigma(x)`, the density of x0 + sigma n, in float64."""
         wide = x.double()
         variance = self.variance.to(wide) + sigma_like(sigma, wide) ** 2
@@ -105,7 +105,7 @@ class GaussianPrior:
         terms = coefficients**2 / variance + torch.log(2 * math.pi * variance)
         return -0.5 * terms.flatten(1).sum(dim=1)
 
-    def sample(self, count: int, generator: torch.Generator) -> Float[Tensor, count * event]:
+    def sample(self, count: int, generator: torch.Generator) -> Float[Tensor, "count *event"]:
         """Exact draws."""
         white = torch.randn((count, *self.mean.shape), generator=generator, dtype=self.mean.dtype)
         return self.mean + self.back(self.variance.sqrt() * white)
@@ -137,7 +137,7 @@ class GaussianPrior:
 class GaussianPosterior:
     """N(mean, covariance) over flattened events, and the evidence log p(y)."""
 
-    mean: Float[Tensor, dim]
+    mean: Float[Tensor, "dim"]
     covariance: Float[Tensor, "dim dim"]
     log_evidence: float
 
@@ -150,10 +150,10 @@ def dense_matrix(forward: Callable[[Tensor], Tensor], shape: tuple[int, ...]) ->
 
 
 def condition(
-    mean: Float[Tensor, dim],
+    mean: Float[Tensor, "dim"],
     covariance: Float[Tensor, "dim dim"],
     matrix: Float[Tensor, "data dim"],
-    y: Float[Tensor, data],
+    y: Float[Tensor, "data"],
     noise_std: float,
 ) -> GaussianPosterior:
     """Condition a Gaussian on `y = A x + noise_std e`: mean, covariance and evidence."""

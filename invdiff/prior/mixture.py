@@ -32,9 +32,9 @@ class GaussianMixture:
 
     def __init__(
         self,
-        weights: Float[Tensor, components],
+        weights: Float[Tensor, "components"],
         means: Float[Tensor, "components dim"],
-        variances: Float[Tensor, components * dim],
+        variances: Float[Tensor, "components *dim"],
     ) -> None:
         if not bool((weights > 0).all()) or not bool((variances > 0).all()):
             raise InputError("a mixture needs positive weights and variances")
@@ -66,7 +66,7 @@ class GaussianMixture:
         """`p(component | x_sigma = x)`."""
         return self._log_joint(x, sigma).softmax(dim=1)
 
-    def log_density(self, x: Float[Tensor, "batch dim"], sigma: Sigma = 0.0) -> Float[Tensor, batch]:
+    def log_density(self, x: Float[Tensor, "batch dim"], sigma: Sigma = 0.0) -> Float[Tensor, "batch"]:
         """`log p_sigma(x)`, in float64."""
         return self._log_joint(x.double(), sigma).logsumexp(dim=1)
 
@@ -123,12 +123,12 @@ class GaussianMixture:
 class MixturePosterior:
     """A mixture with dense covariances, and the evidence log p(y)."""
 
-    weights: Float[Tensor, components]
+    weights: Float[Tensor, "components"]
     means: Float[Tensor, "components dim"]
     covariances: Float[Tensor, "components dim dim"]
     log_evidence: float
 
-    def mean(self) -> Float[Tensor, dim]:
+    def mean(self) -> Float[Tensor, "dim"]:
         """Posterior mean."""
         return self.weights @ self.means
 

@@ -94,7 +94,7 @@ class DiscreteVariancePreserving:
     embed real numbers; `levels` is the table for those that do not.
     """
 
-    def __init__(self, alphas_cumprod: Float[Tensor, times]) -> None:
+    def __init__(self, alphas_cumprod: Float[Tensor, "times"]) -> None:
         table = alphas_cumprod.detach().double().cpu()
         sigmas = torch.sqrt((1 - table) / table)
         if not bool((sigmas.diff() > 0).all()):
@@ -207,8 +207,8 @@ class EDMDenoiser(nn.Module):
         self.network, self.sigma_data, self.precision = network, sigma_data, precision
 
     def forward(
-        self, x: Float[Tensor, batch * event], sigma: Float[Tensor, batch]
-    ) -> Float[Tensor, batch * event]:
+        self, x: Float[Tensor, "batch *event"], sigma: Float[Tensor, "batch"]
+    ) -> Float[Tensor, "batch *event"]:
         skip, out, into = edm_coefficients(sigma_like(sigma, x), self.sigma_data)
         with _autocast(x.device, self.precision):
             raw = self.network(into * x, sigma.log() / 4)
@@ -260,7 +260,7 @@ class NetworkPrior:
     def card(self) -> PriorCard:
         return self._card
 
-    def denoise(self, x: Float[Tensor, batch * event], sigma: Sigma) -> Float[Tensor, batch * event]:
+    def denoise(self, x: Float[Tensor, "batch *event"], sigma: Sigma) -> Float[Tensor, "batch *event"]:
         channels = self._card.channels
         if channels is not None and x.shape[1] != channels:
             raise ValueError(

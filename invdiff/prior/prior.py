@@ -86,11 +86,11 @@ class Prior(Protocol):
     def card(self) -> PriorCard:
         """Scale, sizes, training data and limits."""
 
-    def denoise(self, x: Float[Tensor, batch * event], sigma: Sigma) -> Float[Tensor, batch * event]:
+    def denoise(self, x: Float[Tensor, "batch *event"], sigma: Sigma) -> Float[Tensor, "batch *event"]:
         """`E[x0 | x0 + sigma n = x]`; differentiable, deterministic, per sample."""
 
 
-def sigma_like(sigma: Sigma, x: Float[Tensor, batch * event]) -> Tensor:
+def sigma_like(sigma: Sigma, x: Float[Tensor, "batch *event"]) -> Tensor:
     """`sigma` as a tensor of x's dtype and device that broadcasts against x.
 
     A float stays a 0-dim tensor, `[batch]` gets trailing axes of length one.

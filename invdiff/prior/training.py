@@ -95,7 +95,7 @@ class TrainSettings:
         return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def draw_sigma(size: int, settings: TrainSettings, generator: torch.Generator) -> Float[Tensor, size]:
+def draw_sigma(size: int, settings: TrainSettings, generator: torch.Generator) -> Float[Tensor, "size"]:
     """Noise levels of one batch."""
     lognormal = 0.5 * settings.sigma_data * torch.exp(1.4 * torch.randn(size, generator=generator))
     ratio = settings.sigma_max / settings.sigma_min
@@ -108,9 +108,9 @@ def draw_sigma(size: int, settings: TrainSettings, generator: torch.Generator) -
 def edm_loss(
     denoiser: EDMDenoiser,
     clean: Float[Tensor, "batch channels y x"],
-    sigma: Float[Tensor, batch],
+    sigma: Float[Tensor, "batch"],
     noise: Float[Tensor, "batch channels y x"],
-) -> Float[Tensor, batch]:
+) -> Float[Tensor, "batch"]:
     """The weighted squared error of each image, per pixel."""
     scale = denoiser.sigma_data
     level = sigma[:, None, None, None]

@@ -66,6 +66,7 @@ def _heading(column: str) -> str:
         "ssim": "SSIM",
         "nmse": "NMSE",
         "ssim_masked": "SSIM in the object",
+        "psnr_magnitude": "PSNR of |x| (dB)",
     }
     return names.get(column, column)
 

@@ -77,12 +77,12 @@ class State:
         anchor: (x, lambda) that the last predictor step left from; for correctors.
     """
 
-    x: Float[Tensor, batch * event]
+    x: Float[Tensor, "batch *event"]
     sigma: float
     history: tuple[tuple[float, Tensor], ...] = ()
     anchor: tuple[Tensor, float] | None = None
 
-    def gather(self, ancestors: Int[Tensor, batch]) -> State:
+    def gather(self, ancestors: Int[Tensor, "batch"]) -> State:
         """The state after resampling: history and anchor follow their particles."""
         anchor = None if self.anchor is None else (self.anchor[0][ancestors], self.anchor[1])
         history = tuple((level, g[ancestors]) for level, g in self.history)
@@ -120,7 +120,7 @@ class ExponentialMultistep:
         if self.churn == "published" and (self.order > 1 or self.corrector or self.eta > 1):
             raise InputError("churn=published is defined for order=1 and 0 <= eta <= 1")
 
-    def start(self, x: Float[Tensor, batch * event], sigma: float) -> State:
+    def start(self, x: Float[Tensor, "batch *event"], sigma: float) -> State:
         """The state at the first level."""
         return State(x, sigma)
 
@@ -135,10 +135,10 @@ class ExponentialMultistep:
     def step(
         self,
         state: State,
-        denoised: Float[Tensor, batch * event],
+        denoised: Float[Tensor, "batch *event"],
         sigma_next: float,
         normal: Normal,
-        direction: Float[Tensor, batch * event] | None = None,
+        direction: Float[Tensor, "batch *event"] | None = None,
     ) -> State:
         """One step to `sigma_next`; to 0 it returns the denoised state itself.
 
@@ -153,8 +153,8 @@ class ExponentialMultistep:
         return State(mean, sigma_next, history, anchor)
 
     def kernel(
-        self, state: State, denoised: Float[Tensor, batch * event], sigma_next: float
-    ) -> tuple[Float[Tensor, batch * event], float]:
+        self, state: State, denoised: Float[Tensor, "batch *event"], sigma_next: float
+    ) -> tuple[Float[Tensor, "batch *event"], float]:
         """(mean, std) of the Gaussian that `step` draws from, given its history.
 
         Raises:

@@ -37,7 +37,7 @@ class ParticleNoise:
         self.streams = [stream(seed, item, particle) for particle in particles]
         self.device, self.dtype = torch.device(device), dtype
 
-    def normal(self, shape: tuple[int, ...]) -> Float[Tensor, particles * event]:
+    def normal(self, shape: tuple[int, ...]) -> Float[Tensor, "particles *event"]:
         """One standard normal of `shape` for every particle."""
         if len(self.streams) == 1:
             draw = torch.randn((1, *shape), generator=self.streams[0], dtype=self.dtype)

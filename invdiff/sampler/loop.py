@@ -28,7 +28,7 @@ class Start(Protocol):
 
     def __call__(
         self, card: PriorCard, shape: tuple[int, ...], sigma: float, noise: ParticleNoise
-    ) -> Float[Tensor, particles * event]: ...
+    ) -> Float[Tensor, "particles *event"]: ...
 
 
 @runtime_checkable
@@ -57,7 +57,7 @@ class Sampler(Protocol):
         shape: tuple[int, ...],
         noise: ParticleNoise,
         progress: Progress | None = None,
-    ) -> Float[Tensor, particles * event]: ...
+    ) -> Float[Tensor, "particles *event"]: ...
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class DiffusionSampler:
         shape: tuple[int, ...],
         noise: ParticleNoise,
         progress: Progress | None = None,
-    ) -> Float[Tensor, particles * event]:
+    ) -> Float[Tensor, "particles *event"]:
         levels = (*self.schedule, 0.0)
         x = self.start(prior.card, shape, levels[0], noise)
         state = self.integrator.start(x, levels[0])
@@ -110,7 +110,7 @@ class DiffusionSampler:
         return state.x
 
 
-def require_finite(x: Float[Tensor, batch * event], sampler: str) -> None:
+def require_finite(x: Float[Tensor, "batch *event"], sampler: str) -> None:
     """Raise where a sampler's result is not finite; it is never repaired."""
     if not bool(torch.isfinite(x).all()):
         bad = [i for i, row in enumerate(x) if not bool(torch.isfinite(row).all())]
@@ -132,7 +132,7 @@ def draw(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
-) -> Float[Tensor, particles * event]:
+) -> Float[Tensor, "particles *event"]:
     """Samples of the given particle numbers; a number's sample is the same in any batch."""
     noise = ParticleNoise(seed, particles, item=item, device=device, dtype=dtype)
     return sampler(prior, measurement.to(device), shape, noise, progress)

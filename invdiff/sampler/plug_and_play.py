@@ -56,7 +56,7 @@ class PlugAndPlay:
         shape: tuple[int, ...],
         noise: ParticleNoise,
         progress: Progress | None = None,
-    ) -> Float[Tensor, particles * event]:
+    ) -> Float[Tensor, "particles *event"]:
         operator = measurement.linear(self.name)
         data = operator.adjoint(measurement.y.to(noise.device, noise.dtype)[None])
         x = measurement.proximal(

@@ -1,26 +1,33 @@
-"""Annealed split Langevin: the likelihood exactly, the prior through Tweedie.
+"""Annealed split Langevin with momentum: the likelihood exactly, the prior through Tweedie.
 
 One sweep at level rho is a Langevin step of length rho^2 on log p_rho(x) + log p(y | x),
-split in two, for `y = A x + sigma_y e`:
+split in two, for `y = A x + sigma_y e`, gamma = rho^2 / sigma_y^2, momentum m:
 
-    z  = P ( x + sqrt(2) rho n + gamma A^T (y + sigma_y e) ),     P = (1 + gamma A^T A)^-1
-    x' = D(z; rho) = z + rho^2 grad log p_rho(z),                 gamma = rho^2 / sigma_y^2
+    z' = P ( x + m (z - z_) + sqrt(2 (1 - m)) rho n + gamma A^T (y + sqrt(k) sigma_y e) )
+    x' = D(z'; rho) = z' + rho^2 grad log p_rho(z'),        P = (1 + gamma A^T A)^-1
 
-The first half leaves exp(-|y - Ax|^2 / 2 sigma_y^2) invariant whatever rho is (its
-noise has the covariance P (2 rho^2 + rho^4 A^T A / sigma_y^2) P that an implicit
-Ornstein-Uhlenbeck step needs), so measured components may be stiff; it costs one
-CG solve. The second is one network call and needs no derivative. rho falls from
-`schedule[0]` to `schedule[-1]`; unlike in guided reverse diffusion the network
+z_ is the z before. The first line is one CG solve (or the operator's resolvent),
+the second one network call and no derivative. The noise is such that the first
+line alone leaves exp(-|y - Ax|^2 / 2 sigma_y^2) invariant where A^T A = 1, for any
+rho: an AR(2) process has the right stationary variance for
+
+    k gamma = (1 + gamma - m)(2 + gamma + 2 m) / (1 + gamma + m) - 2 (1 - m)
+
+(k = 1 without momentum, and then for every A). So measured components may be as
+stiff as they like. Heavy-ball momentum mixes what is not measured about
+(1 + m)/(1 - m) times faster, at the same number of network calls. rho falls from
+`schedule[0]` to `schedule[-1]`. Unlike in guided reverse diffusion the network
 always sees the measured part at the precision of the data instead of hidden
 under noise of level sigma, and no model of Cov[x0 | x_sigma] is needed.
 
 Law: consistent as rho -> 0 with many sweeps. For a Gaussian prior the chain is
-linear and its stationary law is known: a component of prior variance v that is
-not measured has variance v / (1 + rho^2 / (2 v)) (tested), so details of std
-below the last rho are underrepresented. Sources: the plug-and-play unadjusted
-Langevin algorithm (Laumont et al. 2022, SIAM J. Imaging Sci. 15:701) with its
-data step made exact, as in split Gibbs (Vono et al. 2019; Wu et al., arXiv
-2405.18782), and annealed.
+linear and its stationary law is known: where nothing is measured z has variance
+rho^2 / (a (1 - a / (2 (1 + m)))), a = rho^2 / (v + rho^2), for a component of prior
+variance v, so x has v / (1 + rho^2 / (2 v)) at m = 0 (tested): details of std below
+the last rho are underrepresented. Sources: the plug-and-play unadjusted Langevin
+algorithm (Laumont et al. 2022, SIAM J. Imaging Sci. 15:701) with its data step
+made exact, as in split Gibbs (Vono et al. 2019; Wu et al., arXiv 2405.18782),
+annealed, and with momentum.
 """
 
 from __future__ import annotations
@@ -46,18 +53,20 @@ from invdiff.sampler.schedule import Schedule
 class SplitLangevin:
     """Attributes:
     schedule: the levels rho, one sweep each.
+    momentum: m, in [0, 1).
     iterations, tolerance: of the CG solve.
     """
 
     schedule: Schedule
+    momentum: float = 0.0
     iterations: int = 25
     tolerance: float = 1e-3
     name: ClassVar[str] = "split_langevin"
     claim: ClassVar[Claim] = "approximate"
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise InputError("split_langevin needs at least one CG iteration")
+        if self.iterations < 1 or not 0 <= self.momentum < 1:
+            raise InputError("split_langevin needs iterations >= 1 and 0 <= momentum < 1")
 
     @property
     def steps(self) -> int:
@@ -71,28 +80,40 @@ class SplitLangevin:
         shape: tuple[int, ...],
         noise: ParticleNoise,
         progress: Progress | None = None,
-    ) -> Float[Tensor, particles * event]:
+    ) -> Float[Tensor, "particles *event"]:
         operator = measurement.linear(self.name)
         y = measurement.y.to(noise.device, noise.dtype)[None]
         variance = measurement.noise.variance()
         level = math.sqrt(variance)
         mean = torch.full((1, *shape), prior.card.mean, device=noise.device, dtype=noise.dtype)
 
-        def draw(center: Tensor, gamma: float) -> Tensor:
-            data = operator.adjoint(y + level * noise.normal(tuple(y.shape[1:])))
-            return measurement.proximal(
-                center, gamma, data=data, iterations=self.iterations, tolerance=self.tolerance
-            ).x
-
         # Start from the least-squares solution nearest the prior mean: what is
         # measured is there from the first sweep on.
         weight = 1e2 * prior.card.std**2 / variance
         x = measurement.proximal(mean, weight, iterations=10, direct=False).x
         x = x.expand(len(noise.streams), *shape)
+        m, z = self.momentum, x
+        speed = torch.zeros_like(x)
         for k, rho in enumerate(self.schedule):
-            z = draw(x + math.sqrt(2) * rho * noise.normal(shape), rho**2 / variance)
+            gamma = rho**2 / variance
+            center = x + m * speed + math.sqrt(2 * (1 - m)) * rho * noise.normal(shape)
+            blur = math.sqrt(data_noise(gamma, m)) * level * noise.normal(tuple(y.shape[1:]))
+            fresh = measurement.proximal(
+                center,
+                gamma,
+                data=operator.adjoint(y + blur),
+                iterations=self.iterations,
+                tolerance=self.tolerance,
+            ).x
+            speed, z = fresh - z, fresh
             x = prior.denoise(z, rho)
             if progress is not None:
                 progress(k + 1, len(self.schedule))
         require_finite(x, self.name)
         return x
+
+
+def data_noise(gamma: float, momentum: float) -> float:
+    """k of the module's formula: the variance of the data's perturbation, in sigma_y^2."""
+    top = (1 + gamma - momentum) * (2 + gamma + 2 * momentum) / (1 + gamma + momentum)
+    return (top - 2 * (1 - momentum)) / gamma

@@ -22,7 +22,7 @@ class PriorDraw:
 
     def __call__(
         self, card: PriorCard, shape: tuple[int, ...], sigma: float, noise: ParticleNoise
-    ) -> Float[Tensor, particles * event]:
+    ) -> Float[Tensor, "particles *event"]:
         return card.mean + math.sqrt(sigma**2 + card.std**2) * noise.normal(shape)
 
 
@@ -38,5 +38,5 @@ class WarmStart:
 
     def __call__(
         self, card: PriorCard, shape: tuple[int, ...], sigma: float, noise: ParticleNoise
-    ) -> Float[Tensor, particles * event]:
+    ) -> Float[Tensor, "particles *event"]:
         return self.x_init.to(noise.device, noise.dtype) + sigma * noise.normal(shape)

@@ -42,7 +42,7 @@ class DPS:
         self,
         prior: Prior,
         measurement: Measurement,
-        x: Float[Tensor, batch * event],
+        x: Float[Tensor, "batch *event"],
         sigma: float,
         sigma_next: float,
     ) -> Guided:
@@ -73,7 +73,7 @@ class LikelihoodGradient:
         self,
         prior: Prior,
         measurement: Measurement,
-        x: Float[Tensor, batch * event],
+        x: Float[Tensor, "batch *event"],
         sigma: float,
         sigma_next: float,
     ) -> Guided:

@@ -33,9 +33,9 @@ class Guided:
         impulse: added to the state after the step (DPS as published).
     """
 
-    denoised: Float[Tensor, batch * event]
-    direction: Float[Tensor, batch * event] | None = None
-    impulse: Float[Tensor, batch * event] | None = None
+    denoised: Float[Tensor, "batch *event"]
+    direction: Float[Tensor, "batch *event"] | None = None
+    impulse: Float[Tensor, "batch *event"] | None = None
 
 
 @runtime_checkable
@@ -56,7 +56,7 @@ class Guidance(Protocol):
         self,
         prior: Prior,
         measurement: Measurement,
-        x: Float[Tensor, batch * event],
+        x: Float[Tensor, "batch *event"],
         sigma: float,
         sigma_next: float,
     ) -> Guided:

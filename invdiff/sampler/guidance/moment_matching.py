@@ -42,7 +42,7 @@ class MomentMatching:
         self,
         prior: Prior,
         measurement: Measurement,
-        x: Float[Tensor, batch * event],
+        x: Float[Tensor, "batch *event"],
         sigma: float,
         sigma_next: float,
     ) -> Guided:

@@ -47,7 +47,7 @@ class PiGDM:
         self,
         prior: Prior,
         measurement: Measurement,
-        x: Float[Tensor, batch * event],
+        x: Float[Tensor, "batch *event"],
         sigma: float,
         sigma_next: float,
     ) -> Guided:

@@ -61,7 +61,7 @@ class Proximal:
         self,
         prior: Prior,
         measurement: Measurement,
-        x: Float[Tensor, batch * event],
+        x: Float[Tensor, "batch *event"],
         sigma: float,
         sigma_next: float,
     ) -> Guided:
@@ -99,7 +99,7 @@ class DDS:
         self,
         prior: Prior,
         measurement: Measurement,
-        x: Float[Tensor, batch * event],
+        x: Float[Tensor, "batch *event"],
         sigma: float,
         sigma_next: float,
     ) -> Guided:
@@ -130,7 +130,7 @@ class DiffPIR:
         self,
         prior: Prior,
         measurement: Measurement,
-        x: Float[Tensor, batch * event],
+        x: Float[Tensor, "batch *event"],
         sigma: float,
         sigma_next: float,
     ) -> Guided:
