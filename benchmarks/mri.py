@@ -138,11 +138,15 @@ def simulated(image: np.ndarray, number: int, coils: str, acceleration: int, ext
     ]
 
 
-def calibration(data: Path, extra: list[str], split: str) -> None:
-    images = slices(data, split, 10)
-    print(f"ten slices of {split} subjects, simulated acquisition (noise .01 of the 99.5th percentile)\n")
-    print("| case | within 1 std (68 %) | within 2 std (95 %) | chi2 of samples | PSNR mean | PSNR TV |")
-    print("|---|---|---|---|---|---|")
+def calibration(data: Path, extra: list[str], split: str, count: int) -> None:
+    images = slices(data, split, count)
+    print(
+        f"{len(images)} slices of {split} subjects, simulated acquisition (noise .01 of the 99.5th percentile)\n"
+    )
+    print(
+        "| case | within 1 std (68 %) | within 2 std (95 %) | chi2 of samples | PSNR mean | PSNR TV | std factor for 68 % |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for coils, acceleration in (("multi", 4), ("multi", 8), ("single", 4), ("single", 8)):
         jobs = [simulated(image, i, coils, acceleration, extra) for i, image in enumerate(images)]
         with ProcessPoolExecutor(2) as pool:
@@ -158,7 +162,8 @@ def calibration(data: Path, extra: list[str], split: str) -> None:
         ]
         print(
             f"| {coils} {acceleration}x | {shares[0]} | {shares[1]} | {np.mean(chi2):.2f} "
-            f"| {np.mean(mean):.2f} | {np.mean(tv):.2f} |",
+            f"| {np.mean(mean):.2f} | {np.mean(tv):.2f} "
+            f"| {np.mean([item['facts']['std_factor'] for item in items]):.2f} |",
             flush=True,
         )
 
@@ -222,14 +227,15 @@ def main() -> None:
     parser.add_argument("what", choices=("head", "calibration", "prospective", "tune-baselines"))
     parser.add_argument("data", type=Path)
     parser.add_argument("--split", default="test", choices=("test", "train"))
+    parser.add_argument("--count", type=int, default=10, help="slices of the calibration")
     parser.add_argument("--keep", type=Path, help="keep the run directories here")
     parser.add_argument("overrides", nargs="*", help="settings of the run as key=value")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     began = time.time()
     if arguments.what == "head":
         head(arguments.data, arguments.overrides, arguments.keep)
     elif arguments.what == "calibration":
-        calibration(arguments.data, arguments.overrides, arguments.split)
+        calibration(arguments.data, arguments.overrides, arguments.split, arguments.count)
     elif arguments.what == "prospective":
         prospective(arguments.data, arguments.overrides, arguments.keep)
     else:

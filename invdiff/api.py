@@ -12,7 +12,7 @@ from invdiff.measurement.measurement import Measurement
 from invdiff.posterior import Posterior
 from invdiff.prior.prior import Prior, PriorCard
 from invdiff.registry import load
-from invdiff.sampler.loop import Progress, Sampler, draw
+from invdiff.sampler.loop import Progress, Sampler, draw, prepared
 
 
 def make_sampler(name: str, card: PriorCard, **settings: Any) -> Sampler:
@@ -60,6 +60,7 @@ def sample(
         seed: of all random numbers.
     """
     made = make_sampler(sampler, prior.card, **settings) if isinstance(sampler, str) else sampler
+    made = prepared(made, prior, measurement, shape, device)
     size = samples if batch is None else batch
     began = time.perf_counter()
     parts = []

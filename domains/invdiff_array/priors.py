@@ -41,7 +41,9 @@ class GaussianField:
         channels = shape if len(shape) == 3 else (1, *shape)
         return GaussianPrior.circulant(torch.zeros(channels, dtype=torch.float64), spectrum)
 
-    def denoise(self, x: Float[Tensor, "batch *event"], sigma: float | Tensor) -> Float[Tensor, "batch *event"]:
+    def denoise(
+        self, x: Float[Tensor, "batch *event"], sigma: float | Tensor
+    ) -> Float[Tensor, "batch *event"]:
         event = tuple(x.shape[1:])
         prior = self.at(event)
         if len(event) == 2:

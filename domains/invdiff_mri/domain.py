@@ -57,6 +57,7 @@ class Item:
         reference: magnitude in scan units, cropped, where one is known.
         measured_reference: the reference is the root sum of squares of a full noisy scan, and
             is compared with what such a scan would have shown (`Prepared.expected_rss`).
+        std_scale: factor on the std map (see configs/domain/mri.yaml).
         peak: maximum of the reference volume.
         scan: the scan that it came from (k-space left out).
     """
@@ -64,6 +65,7 @@ class Item:
     prepared: Prepared
     reference: Float[np.ndarray, "y x"] | None
     measured_reference: bool
+    std_scale: float
     peak: float
     scan: Scan
 
@@ -136,6 +138,10 @@ class MRI:
             raise InputError(f"input.slices selects none of the {count} slices")
         name = "example" if given.get("path") is None else path.name.split(".")[0] or path.name
         references, level = volume_reference(scan, mask, retrospective)
+        fitted = config["domain"]["std_scale"]
+        names = {key: config[key]["name"] for key in ("sampler", "prior")}
+        widening = float(fitted["factor"]) if names == {key: fitted[key] for key in names} else 1.0
+        bare = replace(scan, kspace=scan.kspace[:0], coil_maps=None, reference=None)
         problems = []
         for index in chosen:
             prepared = prepare(
@@ -154,7 +160,7 @@ class MRI:
             }
             if scan.simulated:
                 notes["data"] = scan.simulated
-            item = Item(prepared, reference, measured_reference, level, replace(scan, kspace=scan.kspace[:0]))
+            item = Item(prepared, reference, measured_reference, widening, level, bare)
             problems.append(
                 Problem(
                     id=f"{name}-{index:03d}" if count > 1 else name,
@@ -235,6 +241,8 @@ class MRI:
             facts.update(metrics.coverage(reference, mean, widened, inside, item.reference_noise()))
             error = np.abs(reference - mean)[inside]
             facts["correlation of std and error"] = float(np.corrcoef(error, std[inside])[0, 1])
+            if item.std_scale != 1:
+                facts["std map scaled by"] = f"{item.std_scale:g} (fitted on held-out training subjects)"
             if item.measured_reference:
                 facts["coverage note"] = "the reference is measured; its own noise is added to the std"
         return Summary(table, facts, convention, tuple(warnings))
@@ -272,10 +280,10 @@ class MRI:
 def magnitudes(
     item: Item, posterior: Posterior
 ) -> tuple[Float[np.ndarray, "y x"], Float[np.ndarray, "y x"], Float[np.ndarray, "samples y x"]]:
-    """Magnitude of the complex mean, std of the sample magnitudes, sample magnitudes."""
+    """Magnitude of the complex mean, (scaled) std of the sample magnitudes, sample magnitudes."""
     samples = np.abs(item.image(posterior.samples))
     mean = np.abs(item.image(posterior.mean[None])[0])
-    std = samples.std(axis=0, ddof=1) if len(samples) > 1 else np.zeros_like(mean)
+    std = item.std_scale * samples.std(axis=0, ddof=1) if len(samples) > 1 else np.zeros_like(mean)
     return mean, std, samples
 
 

@@ -71,9 +71,15 @@ def coverage(
 ) -> dict[str, float]:
     """Share of object pixels within 1 and 2 std of the mean (nominal .683 and .954).
 
+    `std_factor` is what the std would have to be multiplied by for .683.
+
     `reference_noise` is the std of the reference's own noise, added in quadrature:
     a measured reference is not the truth.
     """
     total = np.sqrt(std**2 + np.asarray(reference_noise) ** 2)
     z = (np.abs(reference - mean) / np.maximum(total, 1e-12))[mask]
-    return {"within_1_std": float((z < 1).mean()), "within_2_std": float((z < 2).mean())}
+    return {
+        "within_1_std": float((z < 1).mean()),
+        "within_2_std": float((z < 2).mean()),
+        "std_factor": float(np.quantile(z, 0.6827)),
+    }

@@ -47,23 +47,23 @@ def from_periphery(
 ) -> NoiseCovariance:
     """Covariance of the measured samples farthest from the centre of k-space.
 
-    Samples beyond .9 of the largest measured radius (.8 where those are fewer than
-    `least`), where the signal of most images is below the noise. An upper estimate:
-    what signal is left there counts.
+    Samples beyond .9 of the largest measured radius, or the `least` farthest ones
+    where those are fewer: there the signal of most images is below the noise. An
+    upper estimate: what signal is left there counts.
 
     Raises:
-        InputError: with fewer than `least` samples there, or where they are all zero.
+        InputError: where `least` samples are more than a quarter of the measured ones, or
+            where they are all zero.
     """
     radius = _radius((kspace.shape[1], kspace.shape[2]))
-    reach = float(radius[mask].max())
-    outer = mask & (radius > 0.9 * reach)
-    if int(outer.sum()) < least:
-        outer = mask & (radius > 0.8 * reach)
-    if int(outer.sum()) < max(least, 4 * kspace.shape[0]):
+    measured = radius[mask]
+    if 4 * least > len(measured):
         raise InputError(
-            f"the noise level cannot be estimated: {int(outer.sum())} samples lie at the k-space "
-            f"periphery and {least} are needed; give noise.sigma= per real component"
+            f"the noise level cannot be estimated: {len(measured)} measured samples a coil leave too "
+            "few at the k-space periphery; give noise.sigma= per real component"
         )
+    farthest = float(measured.sort().values[-least])
+    outer = mask & (radius >= min(0.9 * float(measured.max()), farthest))
     covariance = from_samples(kspace[:, outer], f"k-space periphery ({int(outer.sum())} samples)")
     if covariance.level() == 0:
         raise InputError(

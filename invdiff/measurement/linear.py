@@ -93,10 +93,18 @@ def conjugate_gradients(
     return Solution(x, taken, relative, indefinite)
 
 
-def operator_norm(normal: Matvec, shape: tuple[int, ...], *, iterations: int = 20, seed: int = 0) -> float:
+def operator_norm(
+    normal: Matvec,
+    shape: tuple[int, ...],
+    *,
+    iterations: int = 20,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> float:
     """`||A||` by power iteration on `A^T A` from a fixed random start (a lower bound)."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn((1, *shape), generator=generator)
+    x = torch.randn((1, *shape), generator=generator, dtype=dtype).to(device)
     square = 0.0
     for _ in range(iterations):
         x = x / x.norm()

@@ -139,6 +139,7 @@ def write_report(
             "data residual of the mean": item["chi2_of_mean"],
             **item["facts"],
             "network calls a sample": item["network_calls_per_sample"],
+            "network calls shared by all samples": item["network_calls_shared"],
             "seconds sampling": timing[name]["sampling"],
             "seconds on the classical methods": timing[name]["baselines"],
         }

@@ -32,7 +32,7 @@ from invdiff.run.directory import (
     write_json,
     write_text,
 )
-from invdiff.sampler.loop import Sampler, draw
+from invdiff.sampler.loop import Sampler, draw, prepared
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done, units done and units in all."""
@@ -267,6 +267,7 @@ class ItemResult:
     summary: Summary
     seconds: dict[str, float]
     network_calls: int
+    shared_calls: int
 
 
 def _items(job: Job, run: Path, log: Log, report: Report) -> list[ItemResult]:
@@ -281,6 +282,9 @@ def _items(job: Job, run: Path, log: Log, report: Report) -> list[ItemResult]:
         folder.mkdir(parents=True, exist_ok=True)
         counted = CountedPrior(prior)
         began = time.perf_counter()
+        report("starting", index * per_item, total)
+        sampler = prepared(job.sampler, counted, problem.measurement, problem.shape, job.device)
+        shared_calls = counted.calls
         parts: list[Posterior] = []
         for first in range(0, samples, batch):
             numbers = range(first, min(first + batch, samples))
@@ -293,7 +297,7 @@ def _items(job: Job, run: Path, log: Log, report: Report) -> list[ItemResult]:
 
                 before = counted.calls
                 x = draw(
-                    job.sampler,
+                    sampler,
                     counted,
                     problem.measurement,
                     problem.shape,
@@ -325,7 +329,7 @@ def _items(job: Job, run: Path, log: Log, report: Report) -> list[ItemResult]:
         summary = job.domain.summarise(problem, posterior, baselines)
         job.domain.write(problem, posterior, baselines, folder)
         seconds = {"sampling": round(sampling, 2), "baselines": round(compared, 2)}
-        results.append(ItemResult(problem, posterior, baselines, summary, seconds, calls))
+        results.append(ItemResult(problem, posterior, baselines, summary, seconds, calls, shared_calls))
     return results
 
 
@@ -351,6 +355,7 @@ def _finish(job: Job, run: Path, results: list[ItemResult]) -> dict[str, Any]:
             "notes": dict(result.problem.notes),
             "sampler": job.sampler.name,
             "claim": job.sampler.claim,
+            "network_calls_shared": result.shared_calls,
             "network_calls_per_sample": result.network_calls / len(result.posterior.samples),
         }
         drawn.append(job.domain.figures(result.problem, result.posterior, result.baselines, figures))

@@ -120,6 +120,22 @@ def require_finite(x: Float[Tensor, "batch *event"], sampler: str) -> None:
         )
 
 
+def prepared(
+    sampler: Sampler,
+    prior: Prior,
+    measurement: Measurement,
+    shape: tuple[int, ...],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Sampler:
+    """The sampler with what all samples of a problem share, computed once where it has any."""
+    prepare = getattr(sampler, "prepare", None)
+    if prepare is None:
+        return sampler
+    ready: Sampler = prepare(prior, measurement.to(device), shape, torch.device(device), dtype)
+    return ready
+
+
 def draw(
     sampler: Sampler,
     prior: Prior,

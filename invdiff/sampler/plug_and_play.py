@@ -3,12 +3,12 @@
 Half-quadratic splitting with a denoiser that is told a falling noise level
 (Zhang et al., arXiv 2008.13751), the iterates extrapolated:
 
-    d = D(z; sigma_k),  x' = argmin |y - A x|^2 + (kappa / sigma_k^2) |x - d|^2,
+    d = D(z; sigma_k),  x' = argmin trust |y - A x|^2 / sigma_y^2 + |x - d|^2 / sigma_k^2,
     z' = x' + m (x' - x)
 
 It is deterministic and returns one image: every particle gets the same, and
-its spread (zero) means nothing. The data term may exceed the noise level
-(kappa below sigma_y^2 trusts the data more than it deserves).
+its spread (zero) means nothing. `trust` above 1 weighs the data more than their
+noise warrants: what is measured is fitted early, the denoiser removes its noise.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from invdiff.sampler.schedule import Schedule
 class PlugAndPlay:
     """Attributes:
     schedule: the denoiser's levels.
-    kappa: weight of the prior, in squared prior units (sigma_y^2 by theory).
+    trust: weight of the data over what the noise level gives (1 by theory).
     momentum: extrapolation m, 0 for none.
     cg: CG steps of the data term, warm-started at the denoised image.
     """
 
     schedule: Schedule
-    kappa: float = 3e-5
+    trust: float = 5.0
     momentum: float = 0.7
     cg: int = 6
     name: ClassVar[str] = "plug_and_play"
@@ -58,16 +58,22 @@ class PlugAndPlay:
         progress: Progress | None = None,
     ) -> Float[Tensor, "particles *event"]:
         operator = measurement.linear(self.name)
+        weight = self.trust / measurement.noise.variance()
         data = operator.adjoint(measurement.y.to(noise.device, noise.dtype)[None])
         x = measurement.proximal(
-            torch.zeros_like(data), 1e4, data=data, iterations=10, tolerance=1e-6, direct=False
+            torch.zeros_like(data),
+            weight * prior.card.std**2,
+            data=data,
+            iterations=10,
+            tolerance=1e-6,
+            direct=False,
         ).x
         z = x
         for k, sigma in enumerate(self.schedule):
             denoised = prior.denoise(z, sigma)
             fresh = measurement.proximal(
                 denoised,
-                sigma**2 / self.kappa,
+                weight * sigma**2,
                 data=data,
                 iterations=self.cg,
                 tolerance=1e-6,

@@ -8,10 +8,10 @@ split in two, for `y = A x + sigma_y e`, gamma = rho^2 / sigma_y^2, momentum m:
 
 z_ is the z before. The first line is one CG solve (or the operator's resolvent),
 the second one network call and no derivative. The noise is such that the first
-line alone leaves exp(-|y - Ax|^2 / 2 sigma_y^2) invariant where A^T A = 1, for any
-rho: an AR(2) process has the right stationary variance for
+line alone leaves exp(-|y - Ax|^2 / 2 sigma_y^2) invariant where A^T A = |A|^2, for
+any rho: with g = gamma |A|^2 an AR(2) process has the right stationary variance for
 
-    k gamma = (1 + gamma - m)(2 + gamma + 2 m) / (1 + gamma + m) - 2 (1 - m)
+    k g = (1 + g - m)(2 + g + 2 m) / (1 + g + m) - 2 (1 - m)
 
 (k = 1 without momentum, and then for every A). So measured components may be as
 stiff as they like. Heavy-ball momentum mixes what is not measured about
@@ -33,7 +33,7 @@ annealed, and with momentum.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -41,12 +41,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from invdiff.errors import InputError
+from invdiff.measurement.linear import operator_norm
 from invdiff.measurement.measurement import Measurement
 from invdiff.prior.prior import Prior
 from invdiff.sampler.guidance.guidance import Claim
 from invdiff.sampler.keys import ParticleNoise
 from invdiff.sampler.loop import Progress, require_finite
-from invdiff.sampler.schedule import Schedule
+from invdiff.sampler.plug_and_play import PlugAndPlay
+from invdiff.sampler.schedule import Schedule, loguniform
 
 
 @dataclass(frozen=True)
@@ -54,23 +56,55 @@ class SplitLangevin:
     """Attributes:
     schedule: the levels rho, one sweep each.
     momentum: m, in [0, 1).
+    start_steps: network calls of the plug-and-play estimate that all samples start from;
+        0 starts from least squares. The first rho must then cover the estimate's error.
     iterations, tolerance: of the CG solve.
     """
 
     schedule: Schedule
     momentum: float = 0.0
+    start_steps: int = 0
     iterations: int = 25
     tolerance: float = 1e-3
+    start: Tensor | None = None
+    norm2: float = 1.0
     name: ClassVar[str] = "split_langevin"
     claim: ClassVar[Claim] = "approximate"
 
     def __post_init__(self) -> None:
+        if self.start_steps < 0:
+            raise InputError(f"start_steps is {self.start_steps}; expected 0 or more")
         if self.iterations < 1 or not 0 <= self.momentum < 1:
             raise InputError("split_langevin needs iterations >= 1 and 0 <= momentum < 1")
 
     @property
     def steps(self) -> int:
         return len(self.schedule)
+
+    @torch.no_grad()
+    def prepare(
+        self,
+        prior: Prior,
+        measurement: Measurement,
+        shape: tuple[int, ...],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> SplitLangevin:
+        """This sampler with the start that all samples of a problem share (deterministic)."""
+        if self.start is not None:
+            return self
+        normal = measurement.linear(self.name).normal
+        norm2 = operator_norm(normal, shape, device=device, dtype=dtype) ** 2 if self.momentum else 1.0
+        if self.start_steps:
+            levels = loguniform(self.start_steps, 0.3, 0.03)
+            estimate = PlugAndPlay(levels)(
+                prior, measurement, shape, ParticleNoise(0, [0], device=device, dtype=dtype)
+            )
+            return replace(self, start=estimate, norm2=norm2)
+        mean = torch.full((1, *shape), prior.card.mean, device=device, dtype=dtype)
+        weight = 1e2 * prior.card.std**2 / measurement.noise.variance()
+        start = measurement.proximal(mean, weight, iterations=10, direct=False).x
+        return replace(self, start=start, norm2=norm2)
 
     @torch.no_grad()
     def __call__(
@@ -85,19 +119,15 @@ class SplitLangevin:
         y = measurement.y.to(noise.device, noise.dtype)[None]
         variance = measurement.noise.variance()
         level = math.sqrt(variance)
-        mean = torch.full((1, *shape), prior.card.mean, device=noise.device, dtype=noise.dtype)
-
-        # Start from the least-squares solution nearest the prior mean: what is
-        # measured is there from the first sweep on.
-        weight = 1e2 * prior.card.std**2 / variance
-        x = measurement.proximal(mean, weight, iterations=10, direct=False).x
-        x = x.expand(len(noise.streams), *shape)
+        ready = self.prepare(prior, measurement, shape, noise.device, noise.dtype)
+        assert ready.start is not None
+        x = ready.start.expand(len(noise.streams), *shape)
         m, z = self.momentum, x
         speed = torch.zeros_like(x)
         for k, rho in enumerate(self.schedule):
             gamma = rho**2 / variance
             center = x + m * speed + math.sqrt(2 * (1 - m)) * rho * noise.normal(shape)
-            blur = math.sqrt(data_noise(gamma, m)) * level * noise.normal(tuple(y.shape[1:]))
+            blur = math.sqrt(data_noise(gamma * ready.norm2, m)) * level * noise.normal(tuple(y.shape[1:]))
             fresh = measurement.proximal(
                 center,
                 gamma,
@@ -113,7 +143,9 @@ class SplitLangevin:
         return x
 
 
-def data_noise(gamma: float, momentum: float) -> float:
+def data_noise(g: float, momentum: float) -> float:
     """k of the module's formula: the variance of the data's perturbation, in sigma_y^2."""
-    top = (1 + gamma - momentum) * (2 + gamma + 2 * momentum) / (1 + gamma + momentum)
-    return (top - 2 * (1 - momentum)) / gamma
+    if momentum == 0:
+        return 1.0
+    top = (1 + g - momentum) * (2 + g + 2 * momentum) / (1 + g + momentum)
+    return (top - 2 * (1 - momentum)) / g
