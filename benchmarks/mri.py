@@ -140,12 +140,9 @@ def simulated(image: np.ndarray, number: int, coils: str, acceleration: int, ext
 
 def calibration(data: Path, extra: list[str], split: str, count: int) -> None:
     images = slices(data, split, count)
-    print(
-        f"{len(images)} slices of {split} subjects, simulated acquisition (noise .01 of the 99.5th percentile)\n"
-    )
-    print(
-        "| case | within 1 std (68 %) | within 2 std (95 %) | chi2 of samples | PSNR mean | PSNR TV | std factor for 68 % |"
-    )
+    print(f"{len(images)} slices of {split} subjects, simulated scans (noise .01 of the 99.5th percentile)\n")
+    heads = ("case", "within 1 std (68 %)", "within 2 std (95 %)", "chi2 of samples", "PSNR mean", "PSNR TV")
+    print("| " + " | ".join((*heads, "std factor for 68 %")) + " |")
     print("|---|---|---|---|---|---|---|")
     for coils, acceleration in (("multi", 4), ("multi", 8), ("single", 4), ("single", 8)):
         jobs = [simulated(image, i, coils, acceleration, extra) for i, image in enumerate(images)]

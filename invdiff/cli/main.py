@@ -42,7 +42,10 @@ def _one_sentence() -> Iterator[None]:
         typer.echo(f"invdiff: {error}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo("invdiff: interrupted; continue with `invdiff resume RUN`", err=True)
+        typer.echo(
+            "invdiff: interrupted; continue a solve with `invdiff resume RUN`, a training with its command",
+            err=True,
+        )
         raise typer.Exit(130) from None
 
 

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from invdiff.errors import InputError
 from invdiff.prior.network import EDMDenoiser
 
 LOSS_LIMIT = 10.0  # a step whose loss is above this (far above any trained value) is skipped
@@ -76,7 +77,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         total = sum(stage.share for stage in self.stages)
         if abs(total - 1) > 1e-6:
-            raise ValueError(f"the shares of the training stages add up to {total}, not to 1")
+            raise InputError(f"the shares of the training stages add up to {total}, not to 1")
 
     def stage(self, step: int) -> Stage:
         """The stage that `step` belongs to."""
@@ -192,7 +193,7 @@ def train(
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
         if state["settings"] != json.dumps(asdict(settings), sort_keys=True):
-            raise ValueError(
+            raise InputError(
                 f"{state_path} was written with other settings; "
                 "train into another folder or restore the configuration"
             )
