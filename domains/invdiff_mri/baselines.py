@@ -32,8 +32,8 @@ class BaselineSettings:
     """Regularisation weights in scaled units, and iteration counts."""
 
     sense: float = 0.01
-    wavelet: float = 0.003
-    tv: float = 0.004
+    wavelet: float = 0.008
+    tv: float = 0.012
     wavelet_iterations: int = 60
     tv_iterations: int = 120
     wavelet_name: str = "db4"
