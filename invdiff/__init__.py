@@ -28,6 +28,7 @@ _EXPORTS = {
     "Measurement": "invdiff.measurement.measurement",
     "simulate": "invdiff.measurement.measurement",
     "GaussianNoise": "invdiff.measurement.noise",
+    "UnknownGaussianNoise": "invdiff.measurement.noise",
     "LinearOperator": "invdiff.measurement.operator",
     "MatrixOperator": "invdiff.measurement.operator",
     "Operator": "invdiff.measurement.operator",
@@ -71,6 +72,7 @@ __all__ = [
     "Summary",
     "Tick",
     "TrainingData",
+    "UnknownGaussianNoise",
     "__version__",
     "as_operator",
     "compose",
@@ -92,7 +94,7 @@ if TYPE_CHECKING:
     from invdiff.domain import Config, Domain, Estimates, Figure, Problem, Summary, Tick
     from invdiff.errors import InputError, unknown_name
     from invdiff.measurement.measurement import Measurement, simulate
-    from invdiff.measurement.noise import GaussianNoise
+    from invdiff.measurement.noise import GaussianNoise, UnknownGaussianNoise
     from invdiff.measurement.operator import LinearOperator, MatrixOperator, Operator, as_operator
     from invdiff.posterior import Posterior
     from invdiff.prior.checkpoint import load_safetensors, save_prior, wrap_deepinv

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from invdiff import (
     Problem,
     Summary,
     Tick,
+    UnknownGaussianNoise,
     as_operator,
     keyed_stream,
     load_plugin,
@@ -92,6 +94,8 @@ class ArrayDomain:
             operator = as_operator(build(config["operator"], tuple(truth.shape)))
             level = float(sigma) if sigma is not None else 0.05 * float(operator(truth[None]).std())
             measurement = simulate(operator, truth, level, keyed_stream(seed, 1))
+            if config["noise"]["infer"]:
+                measurement = replace(measurement, noise=UnknownGaussianNoise(level))
             source = "simulated from a truth with noise that is ours"
             return [self._problem(measurement, tuple(truth.shape), truth, level, source)]
         y = read_array(Path(path))
@@ -109,7 +113,8 @@ class ArrayDomain:
                 f"the operator makes data of shape {tuple(measured)} from x of {tuple(event)} and "
                 f"{Path(path).name} has {tuple(y.shape)}"
             )
-        measurement = Measurement(operator, GaussianNoise(float(sigma)), y)
+        kind = UnknownGaussianNoise if config["noise"]["infer"] else GaussianNoise
+        measurement = Measurement(operator, kind(float(sigma)), y)
         return [self._problem(measurement, tuple(event), None, float(sigma), "measured")]
 
     def _problem(

@@ -126,6 +126,7 @@ class MRI:
         noise = config["noise"]
         settings = PrepareSettings(
             sigma=noise["sigma"],
+            infer=bool(noise["infer"]),
             scale=operator["scale"],
             phase=str(operator["phase"]),
             kernel=None if operator["kernel"] is None else int(operator["kernel"]),

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from invdiff import GaussianNoise, InputError, Measurement
+from invdiff import GaussianNoise, InputError, Measurement, UnknownGaussianNoise
 from invdiff_mri.baselines import cg_sense
 from invdiff_mri.coils import CoilMaps, espirit, low_resolution_phase, normalised
 from invdiff_mri.masks import calibration_region, effective_acceleration
@@ -73,6 +73,7 @@ class PrepareSettings:
     """How a scan is made into a measurement.
 
     Attributes:
+        infer: take the noise level as unknown, starting from the one found.
         sigma: noise per real component and coil in the scan's units; None estimates it.
         scale: data scale by hand; None takes the 99.5th percentile of |CG-SENSE|.
         phase: "none" (complex prior) or "low_resolution".
@@ -81,6 +82,7 @@ class PrepareSettings:
 
     sigma: float | None = None
     scale: float | None = None
+    infer: bool = False
     phase: str = "none"
     kernel: int | None = None
     threshold: float = 0.02
@@ -178,5 +180,6 @@ def prepare(
         "data scale": f"{scale * float(gain.mean()):.4g} ({source})",
         "phase": settings.phase,
     }
-    measurement = Measurement(operator, GaussianNoise(1 / scale), y / scale)
+    kind = UnknownGaussianNoise if settings.infer else GaussianNoise
+    measurement = Measurement(operator, kind(1 / scale), y / scale)
     return Prepared(measurement, gain, float(scale), phase, unmix, coils, notes)

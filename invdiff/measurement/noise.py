@@ -63,3 +63,12 @@ class GaussianNoise:
     def sample(self, clean: Float[Tensor, "*data"], generator: torch.Generator) -> Float[Tensor, "*data"]:
         noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
         return clean + self.sigma * noise.to(clean.device)
+
+
+@dataclass(frozen=True)
+class UnknownGaussianNoise(GaussianNoise):
+    """Gaussian noise whose level is inferred together with x; `sigma` is where it starts.
+
+    Under the scale-free prior p(sigma^2) ~ 1 / sigma^2 the conditional law is conjugate,
+    sigma^2 | x, y ~ |y - A x|^2 / chi2(m). Samplers that support it say so.
+    """

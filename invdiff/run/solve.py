@@ -21,6 +21,7 @@ from torch import Tensor
 
 from invdiff.domain import Domain, Estimates, Problem, Summary
 from invdiff.errors import InputError
+from invdiff.measurement.noise import UnknownGaussianNoise
 from invdiff.posterior import Posterior
 from invdiff.prior.prior import Prior, PriorCard, Sigma
 from invdiff.registry import load, missing_extra, plugins
@@ -158,6 +159,12 @@ def plan(config: Mapping[str, Any]) -> Job:
     if sampler.name not in ("dps", "likelihood_gradient"):
         for problem in problems:
             problem.measurement.linear(sampler.name)
+    unknown = any(isinstance(p.measurement.noise, UnknownGaussianNoise) for p in problems)
+    if unknown and (sampler.name != "split_langevin" or int(config["run"]["batch"]) != 1):
+        raise InputError(
+            "noise.infer=true needs sampler=split_langevin and run.batch=1; "
+            f"found {sampler.name} and {config['run']['batch']}"
+        )
     priors = [domain.adapt_prior(prior, problem) for problem in problems]
     for adapted, problem in zip(priors, problems, strict=True):
         check_prior(adapted, problem)
@@ -333,6 +340,16 @@ def _items(job: Job, run: Path, log: Log, report: Report) -> list[ItemResult]:
     return results
 
 
+def inferred_level(result: ItemResult) -> dict[str, str]:
+    """Where the noise level was inferred: its mean and range over the samples, from their residuals."""
+    noise = result.problem.measurement.noise
+    if not isinstance(noise, UnknownGaussianNoise):
+        return {}
+    levels = (noise.sigma * result.posterior.chi2.sqrt()).tolist()
+    text = f"{sum(levels) / len(levels):.4g} ({min(levels):.4g} to {max(levels):.4g})"
+    return {"inferred sigma_y in prior units": f"{text}; started at {noise.sigma:.4g}"}
+
+
 def _finish(job: Job, run: Path, results: list[ItemResult]) -> dict[str, Any]:
     from invdiff.run.report import write_report
 
@@ -352,7 +369,7 @@ def _finish(job: Job, run: Path, results: list[ItemResult]) -> dict[str, Any]:
             "warnings": list(result.summary.warnings),
             "chi2_per_sample": residual,
             "chi2_of_mean": round(chi2_mean, 4),
-            "notes": dict(result.problem.notes),
+            "notes": {**result.problem.notes, **inferred_level(result)},
             "sampler": job.sampler.name,
             "claim": job.sampler.claim,
             "network_calls_shared": result.shared_calls,

@@ -20,6 +20,10 @@ stiff as they like. Heavy-ball momentum mixes what is not measured about
 always sees the measured part at the precision of the data instead of hidden
 under noise of level sigma, and no model of Cov[x0 | x_sigma] is needed.
 
+With `UnknownGaussianNoise` every sweep also draws sigma_y^2 from its conditional law
+given z (Gibbs), so the level is inferred together with x; it is identified once rho is
+near sigma_y, and each particle has its own.
+
 Law: consistent as rho -> 0 with many sweeps. For a Gaussian prior the chain is
 linear and its stationary law is known: where nothing is measured z has variance
 rho^2 / (a (1 - a / (2 (1 + m)))), a = rho^2 / (v + rho^2), for a component of prior
@@ -43,6 +47,7 @@ from torch import Tensor
 from invdiff.errors import InputError
 from invdiff.measurement.linear import operator_norm
 from invdiff.measurement.measurement import Measurement
+from invdiff.measurement.noise import UnknownGaussianNoise
 from invdiff.prior.prior import Prior
 from invdiff.sampler.guidance.guidance import Claim
 from invdiff.sampler.keys import ParticleNoise
@@ -122,6 +127,9 @@ class SplitLangevin:
         ready = self.prepare(prior, measurement, shape, noise.device, noise.dtype)
         assert ready.start is not None
         x = ready.start.expand(len(noise.streams), *shape)
+        inferred = isinstance(measurement.noise, UnknownGaussianNoise)
+        if inferred and len(noise.streams) > 1:
+            raise InputError("an unknown noise level is inferred for one sample at a time; use run.batch=1")
         m, z = self.momentum, x
         speed = torch.zeros_like(x)
         for k, rho in enumerate(self.schedule):
@@ -136,11 +144,21 @@ class SplitLangevin:
                 tolerance=self.tolerance,
             ).x
             speed, z = fresh - z, fresh
+            if inferred:
+                square = float(measurement.residual(z).double().square().sum())
+                variance = square / chi_square(measurement.size, float(noise.normal((1,))))
+                level = math.sqrt(variance)
             x = prior.denoise(z, rho)
             if progress is not None:
                 progress(k + 1, len(self.schedule))
         require_finite(x, self.name)
         return x
+
+
+def chi_square(degrees: int, normal: float) -> float:
+    """A chi-square draw from a standard normal one (Wilson & Hilferty 1931; for degrees >= 30)."""
+    spread = 2 / (9 * degrees)
+    return float(degrees * (1 - spread + normal * math.sqrt(spread)) ** 3)
 
 
 def data_noise(g: float, momentum: float) -> float:

@@ -176,3 +176,25 @@ def test_unknown_settings_are_refused():
         make_sampler("dds", prior.card, gama=2.0)
     with pytest.raises(InputError, match="did you mean 'dds'"):
         make_sampler("ddss", prior.card)
+
+
+@pytest.mark.parametrize("wrong", [0.4, 1.0, 2.5])
+def test_an_unknown_noise_level_is_inferred(wrong):
+    # 400 measured components, half of them nearly known a priori: 200 degrees of freedom identify
+    # sigma with a relative standard error of 5 %; the band is four of them.
+    from invdiff.measurement.noise import UnknownGaussianNoise
+    from invdiff.sampler.schedule import loguniform
+    from invdiff.sampler.split_langevin import SplitLangevin
+
+    std = torch.cat([torch.full((200,), 1.0), torch.full((200,), 1e-3)]).double()
+    prior = GaussianPrior.diagonal(torch.zeros(400, dtype=torch.float64), std**2)
+    truth = prior.sample(1, torch.Generator().manual_seed(3))[0]
+    operator = MatrixOperator(torch.eye(400, dtype=torch.float64))
+    known = simulate(operator, truth, 0.1, torch.Generator().manual_seed(4))
+    unknown = Measurement(operator, UnknownGaussianNoise(0.1 * wrong), known.y)
+    sampler = SplitLangevin(loguniform(150, 0.5, 0.03))
+    x = draw(sampler, prior, unknown, (400,), particles=[0], dtype=torch.float64)
+    found = float((known.y - x[0]).square().mean().sqrt())
+    assert found == pytest.approx(0.1, rel=0.2)
+    with pytest.raises(InputError, match="one sample at a time"):
+        draw(sampler, prior, unknown, (400,), particles=[0, 1], dtype=torch.float64)

@@ -294,3 +294,14 @@ def test_metrics_file_says_its_convention(tmp_path):
     written = json.loads((folder / "metrics.json").read_text())["scan"]
     assert written["convention"].startswith("fastMRI")
     assert not math.isnan(written["table"]["TV"]["psnr"])
+
+
+def test_unknown_noise_level_needs_its_sampler_and_is_reported(tmp_path):
+    good = write_good(tmp_path)
+    result = CliRunner().invoke(
+        app, ["solve", *QUICK, good, "noise.infer=true", "sampler=dds", "--out", str(tmp_path / "a")]
+    )
+    assert result.exit_code == 2
+    assert "noise.infer=true needs sampler=split_langevin" in result.stderr
+    _, results = solved(tmp_path, "b", good, "noise.infer=true", "sampler.steps=16", "noise.sigma=0.02")
+    assert "started at" in results["scan"]["notes"]["inferred sigma_y in prior units"]
