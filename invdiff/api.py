@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from invdiff.measurement.measurement import Measurement
 from invdiff.posterior import Posterior
 from invdiff.prior.prior import Prior, PriorCard
 from invdiff.registry import load
-from invdiff.sampler.loop import Progress, Sampler, draw, prepared
+from invdiff.sampler.loop import Progress, Sampler, draw, prepared, whole_groups
 
 
 def make_sampler(name: str, card: PriorCard, **settings: Any) -> Sampler:
@@ -45,6 +46,7 @@ def sample(
     batch: int | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Posterior:
@@ -58,30 +60,34 @@ def sample(
         samples: how many; sample i is the same for any number and any `batch`.
         batch: samples drawn together; all by default.
         seed: of all random numbers.
+        dtype: of x; float64 for closed-form problems.
     """
     made = make_sampler(sampler, prior.card, **settings) if isinstance(sampler, str) else sampler
-    made = prepared(made, prior, measurement, shape, device)
-    size = samples if batch is None else batch
+    made = prepared(made, prior, measurement, shape, device, dtype)
+    size = samples if batch is None else whole_groups(batch, made)
     began = time.perf_counter()
-    parts = []
+    parts, filters = [], []
     for first in range(0, samples, size):
         numbers = range(first, min(first + size, samples))
-        parts.append(
-            draw(
-                made,
-                prior,
-                measurement,
-                shape,
-                particles=numbers,
-                seed=seed,
-                device=device,
-                progress=progress,
-            )
+        drawn = draw(
+            made,
+            prior,
+            measurement,
+            shape,
+            particles=numbers,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            progress=progress,
         )
+        parts.append(drawn.x)
+        filters += [asdict(one) for one in drawn.filters]
     x = torch.cat(parts)
     with torch.no_grad():
         chi2 = measurement.to(device).chi2(x)
-    info = {"sampler": made.name, "seconds": round(time.perf_counter() - began, 3)}
+    info: dict[str, Any] = {"sampler": made.name, "seconds": round(time.perf_counter() - began, 3)}
+    if filters:
+        info["filters"] = filters
     return Posterior(x, chi2, made.claim, info)
 
 

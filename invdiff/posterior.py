@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,14 @@ class Posterior:
     def std(self) -> Float[Tensor, "*event"]:
         """Posterior standard deviation per component (unbiased variance; NaN for one sample)."""
         return self.samples.std(dim=0)
+
+    @property
+    def log_evidence(self) -> float | None:
+        """log p(y) from the filters of a particle method (the log of their mean); None for others."""
+        logs = [float(one["log_evidence"]) for one in self.info.get("filters", ())]
+        if not logs:
+            return None
+        return float(torch.logsumexp(torch.tensor(logs, dtype=torch.float64), 0)) - math.log(len(logs))
 
     def quantile(self, q: float) -> Float[Tensor, "*event"]:
         """The q-quantile of every component."""

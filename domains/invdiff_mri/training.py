@@ -5,8 +5,9 @@ the time, m itself and half of the time `m cos(phase)`, the signed real part
 under a random phase: a random constant and low-order polynomial, a smooth
 random field with local detail, and a phase offset of the brightest tissue (fat
 is off-resonance). So one network serves magnitude, real and imaginary parts.
-Receive shading multiplies by the exponential of a smooth field; intensity is
-scaled by .6 to 1.3, since the data scale of a scan is known only that well.
+Contrast is varied by a power of .7 to 1.4 for half of the images, receive
+shading multiplies by the exponential of a smooth field, and intensity is scaled
+by .6 to 1.3, since the data scale of a scan is known only that well.
 """
 
 from __future__ import annotations
@@ -104,6 +105,9 @@ class MagnitudeSlices:
             raw.append(window)
         magnitude = torch.stack(raw)[:, None].float() / 255
         magnitude = self._geometry(magnitude, crop, generator)
+        power = _uniform(-0.35, 0.35, (size, 1, 1, 1), generator).exp()
+        power = torch.where(torch.rand(size, 1, 1, 1, generator=generator) < 0.5, power, 1.0)
+        magnitude = magnitude.pow(power)
         shading = _uniform(0, 0.4, (size, 1, 1, 1), generator) * smooth_field(size, crop, 3, generator)
         shading = shading * (torch.rand(size, 1, 1, 1, generator=generator) < 0.6)
         gain = _uniform(0.6, 1.3, (size, 1, 1, 1), generator)

@@ -51,6 +51,7 @@ class GaussianPrior:
             shape=tuple(mean.shape[1:]) if mean.ndim > 1 else None,
             std=float(variance.double().mean().sqrt()),
             mean=float(mean.double().mean()),
+            sigma_range=(1e-6, 1e6),
             exact=True,
         )
 

@@ -40,6 +40,7 @@ class GaussianMixture:
             raise InputError("a mixture needs positive weights and variances")
         self.weights = weights / weights.sum()
         self.means = means
+        self.isotropic = variances.ndim == 1
         wide = variances[:, None] if variances.ndim == 1 else variances
         self.variances = wide.expand(means.shape)
         mean = self.weights @ means
@@ -48,6 +49,7 @@ class GaussianMixture:
             name="gaussian_mixture",
             std=float(second.mean().sqrt()),
             mean=float(mean.mean()),
+            sigma_range=(1e-6, 1e6),
             exact=True,
         )
 
@@ -56,6 +58,12 @@ class GaussianMixture:
         return self._card
 
     def _log_joint(self, x: Tensor, sigma: Sigma) -> Tensor:
+        if self.isotropic and isinstance(sigma, float):
+            wide, means = x.double(), self.means.to(x.device).double()
+            variance = self.variances[:, 0].to(wide) + sigma**2
+            square = (wide**2).sum(1, keepdim=True) - 2 * wide @ means.mT + (means**2).sum(1)
+            density = square / variance + x.shape[1] * torch.log(2 * math.pi * variance)
+            return (self.weights.to(wide).log() - 0.5 * density).to(x.dtype)
         variance = self.variances.to(x) + sigma_like(sigma, x[:, None]) ** 2
         square = (x[:, None] - self.means.to(x)) ** 2 / variance + torch.log(2 * math.pi * variance)
         return self.weights.to(x).log() - 0.5 * square.sum(dim=2)
@@ -76,6 +84,10 @@ class GaussianMixture:
         return means + gain * (x[:, None] - means), gain
 
     def denoise(self, x: Float[Tensor, "batch dim"], sigma: Sigma) -> Float[Tensor, "batch dim"]:
+        if self.isotropic and isinstance(sigma, float):
+            variance = self.variances[:, 0].to(x)
+            weights, gain = self.responsibilities(x, sigma), variance / (variance + sigma**2)
+            return (weights @ gain)[:, None] * x + (weights * (1 - gain)) @ self.means.to(x)
         inner, _ = self._component_means(x, sigma)
         return torch.einsum("bk,bkd->bd", self.responsibilities(x, sigma), inner)
 

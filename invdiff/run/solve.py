@@ -11,7 +11,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from invdiff.run.directory import (
     write_json,
     write_text,
 )
-from invdiff.sampler.loop import Sampler, draw, prepared
+from invdiff.sampler.loop import Sampler, draw, needs_linear, prepared, whole_groups
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done, units done and units in all."""
@@ -156,7 +156,7 @@ def plan(config: Mapping[str, Any]) -> Job:
         problems = domain.problems(config)
     except ModuleNotFoundError as error:
         raise missing_extra(error) from None
-    if sampler.name not in ("dps", "likelihood_gradient"):
+    if needs_linear(sampler):
         for problem in problems:
             problem.measurement.linear(sampler.name)
     unknown = any(isinstance(p.measurement.noise, UnknownGaussianNoise) for p in problems)
@@ -278,7 +278,8 @@ class ItemResult:
 
 
 def _items(job: Job, run: Path, log: Log, report: Report) -> list[ItemResult]:
-    samples, batch = int(job.config["samples"]), int(job.config["run"]["batch"])
+    samples = int(job.config["samples"])
+    batch = whole_groups(int(job.config["run"]["batch"]), job.sampler)
     use_baselines = bool(job.config["run"]["baselines"])
     names = job.domain.baseline_names if use_baselines else ()
     per_item = samples * job.sampler.steps
@@ -303,7 +304,7 @@ def _items(job: Job, run: Path, log: Log, report: Report) -> list[ItemResult]:
                     report("sampling", base + done * count, total)
 
                 before = counted.calls
-                x = draw(
+                drawn = draw(
                     sampler,
                     counted,
                     problem.measurement,
@@ -313,10 +314,12 @@ def _items(job: Job, run: Path, log: Log, report: Report) -> list[ItemResult]:
                     item=index,
                     device=job.device,
                     progress=progress,
-                ).cpu()
+                )
+                x = drawn.x.cpu()
                 with torch.no_grad():
                     chi2 = problem.measurement.chi2(x)
-                info = {"network_calls": counted.calls - before}
+                filters = [asdict(one) for one in drawn.filters]
+                info = {"network_calls": counted.calls - before, "filters": filters}
                 Posterior(x, chi2, job.sampler.claim, info).save(path)
                 log.write("samples", item=problem.id, first=first, count=len(numbers))
             parts.append(Posterior.load(path))
@@ -327,7 +330,11 @@ def _items(job: Job, run: Path, log: Log, report: Report) -> list[ItemResult]:
             torch.cat([part.samples for part in parts]),
             torch.cat([part.chi2 for part in parts]),
             job.sampler.claim,
-            {"sampler": job.sampler.name, "prior": prior.card.name},
+            {
+                "sampler": job.sampler.name,
+                "prior": prior.card.name,
+                "filters": [one for part in parts for one in part.info["filters"]],
+            },
         )
         began = time.perf_counter()
         with torch.no_grad():

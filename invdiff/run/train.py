@@ -10,7 +10,7 @@ import torch
 
 from invdiff.config import refuse_targets
 from invdiff.errors import InputError
-from invdiff.prior.checkpoint import card_from, make_network, save_prior
+from invdiff.prior.checkpoint import card_from, fill, make_network, read_weights, save_prior
 from invdiff.prior.training import (
     Stage,
     TrainingData,
@@ -57,7 +57,10 @@ def settings_of(config: Mapping[str, Any]) -> TrainSettings:
 
 
 def train_from_config(path: Path, overrides: list[str], say: Callable[[str], None]) -> Path:
-    """Train, then write `<out>/<name>.safetensors` with its card; returns that path."""
+    """Train, then write `<out>/<name>.safetensors` with its card; returns that path.
+
+    `start`, a file of weights of the same network, is where a refinement begins.
+    """
     config = read_config(path, overrides)
     settings = settings_of(config)
     domain = load("domains", str(config["domain"]))()
@@ -69,6 +72,9 @@ def train_from_config(path: Path, overrides: list[str], say: Callable[[str], Non
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = make_network(config["network"])
+    if config.get("start"):
+        path = Path(str(config["start"]))
+        fill(network, read_weights(path), path.name).train().requires_grad_(True)
     total = settings.steps
 
     def report(row: dict[str, Any]) -> None:

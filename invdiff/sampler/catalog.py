@@ -16,8 +16,14 @@ from invdiff.sampler.guidance.pigdm import PiGDM
 from invdiff.sampler.guidance.proximal import DDS, DiffPIR, Proximal
 from invdiff.sampler.integrator import ExponentialMultistep, named
 from invdiff.sampler.loop import DiffusionSampler, Sampler
+from invdiff.sampler.particle_sampler import ParticleSampler
 from invdiff.sampler.plug_and_play import PlugAndPlay
 from invdiff.sampler.split_langevin import SplitLangevin
+from invdiff.sampler.weighting.ensemble import Ensemble
+from invdiff.sampler.weighting.lookahead import Lookahead
+from invdiff.sampler.weighting.moment_twisted import MomentTwisted
+from invdiff.sampler.weighting.steering import Steering
+from invdiff.sampler.weighting.twisted import Twisted
 
 T = TypeVar("T")
 Builder = Callable[[Mapping[str, Any], PriorCard], Sampler]
@@ -105,6 +111,22 @@ def levelled(kind: type[Any]) -> Builder:
     return build
 
 
+def filtered(kind: type[Any]) -> Builder:
+    """The builder of a particle method."""
+    engine = ("particles", "keep", "threshold", "resampling")
+
+    def build(settings: Mapping[str, Any], card: PriorCard) -> Sampler:
+        method = construct(
+            kind,
+            {key: tuple(value) if key == "levels" and value else value for key, value in settings.items()},
+            {"name", *engine},
+            f"sampler {settings.get('name')!r}",
+        )
+        return ParticleSampler(method, **{key: settings[key] for key in engine if key in settings})
+
+    return build
+
+
 dds = guided(DDS)
 dps = guided(DPS)
 likelihood_gradient = guided(LikelihoodGradient)
@@ -114,3 +136,8 @@ proximal = guided(Proximal)
 moment_matching = guided(MomentMatching)
 plug_and_play = levelled(PlugAndPlay)
 split_langevin = levelled(SplitLangevin)
+moment_twisted = filtered(MomentTwisted)
+twisted = filtered(Twisted)
+ensemble = filtered(Ensemble)
+steering = filtered(Steering)
+lookahead = filtered(Lookahead)

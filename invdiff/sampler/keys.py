@@ -34,6 +34,7 @@ class ParticleNoise:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        self.seed, self.item, self.particles = seed, item, tuple(particles)
         self.streams = [stream(seed, item, particle) for particle in particles]
         self.device, self.dtype = torch.device(device), dtype
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from invdiff.measurement.measurement import Measurement
 from invdiff.prior.prior import Prior, PriorCard
+from invdiff.sampler.feynman_kac import FilterStatistics
 from invdiff.sampler.guidance.guidance import Claim, Guidance
 from invdiff.sampler.integrator import ExponentialMultistep
 from invdiff.sampler.keys import ParticleNoise
@@ -20,6 +21,19 @@ from invdiff.sampler.schedule import Schedule
 from invdiff.sampler.start import PriorDraw
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What a sampler returns.
+
+    Attributes:
+        x: equally weighted samples.
+        filters: for particle methods, the statistics of every filter that was run.
+    """
+
+    x: Float[Tensor, "particles *event"]
+    filters: tuple[FilterStatistics, ...] = ()
 
 
 @runtime_checkable
@@ -57,7 +71,7 @@ class Sampler(Protocol):
         shape: tuple[int, ...],
         noise: ParticleNoise,
         progress: Progress | None = None,
-    ) -> Float[Tensor, "particles *event"]: ...
+    ) -> Draws: ...
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,10 @@ class DiffusionSampler:
         return self.guidance.claim
 
     @property
+    def needs_linear(self) -> bool:
+        return needs_linear(self.guidance)
+
+    @property
     def steps(self) -> int:
         return len(self.schedule)
 
@@ -95,7 +113,7 @@ class DiffusionSampler:
         shape: tuple[int, ...],
         noise: ParticleNoise,
         progress: Progress | None = None,
-    ) -> Float[Tensor, "particles *event"]:
+    ) -> Draws:
         levels = (*self.schedule, 0.0)
         x = self.start(prior.card, shape, levels[0], noise)
         state = self.integrator.start(x, levels[0])
@@ -107,7 +125,7 @@ class DiffusionSampler:
             if progress is not None:
                 progress(k + 1, len(self.schedule))
         require_finite(state.x, self.name)
-        return state.x
+        return Draws(state.x)
 
 
 def require_finite(x: Float[Tensor, "batch *event"], sampler: str) -> None:
@@ -118,6 +136,17 @@ def require_finite(x: Float[Tensor, "batch *event"], sampler: str) -> None:
             f"sampler {sampler!r} returned values that are not finite for particles {bad[:8]}; "
             "lower its step length or its first noise level"
         )
+
+
+def needs_linear(method: object) -> bool:
+    """Whether a method refuses nonlinear operators; it does unless it says otherwise."""
+    return bool(getattr(method, "needs_linear", True))
+
+
+def whole_groups(batch: int, sampler: Sampler) -> int:
+    """`batch` rounded up to whole groups of samples that one filter returns (see `particle_sampler`)."""
+    group = int(getattr(sampler, "keep", 1))
+    return -(-batch // group) * group
 
 
 def prepared(
@@ -148,7 +177,7 @@ def draw(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     progress: Progress | None = None,
-) -> Float[Tensor, "particles *event"]:
+) -> Draws:
     """Samples of the given particle numbers; a number's sample is the same in any batch."""
     noise = ParticleNoise(seed, particles, item=item, device=device, dtype=dtype)
     return sampler(prior, measurement.to(device), shape, noise, progress)

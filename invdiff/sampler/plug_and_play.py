@@ -17,14 +17,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from invdiff.measurement.measurement import Measurement
 from invdiff.prior.prior import Prior
 from invdiff.sampler.guidance.guidance import Claim
 from invdiff.sampler.keys import ParticleNoise
-from invdiff.sampler.loop import Progress, require_finite
+from invdiff.sampler.loop import Draws, Progress, require_finite
 from invdiff.sampler.schedule import Schedule
 
 
@@ -56,7 +54,7 @@ class PlugAndPlay:
         shape: tuple[int, ...],
         noise: ParticleNoise,
         progress: Progress | None = None,
-    ) -> Float[Tensor, "particles *event"]:
+    ) -> Draws:
         operator = measurement.linear(self.name)
         weight = self.trust / measurement.noise.variance()
         data = operator.adjoint(measurement.y.to(noise.device, noise.dtype)[None])
@@ -84,4 +82,4 @@ class PlugAndPlay:
             if progress is not None:
                 progress(k + 1, len(self.schedule))
         require_finite(x, self.name)
-        return x.expand(len(noise.streams), *x.shape[1:]).clone()
+        return Draws(x.expand(len(noise.streams), *x.shape[1:]).clone())

@@ -41,7 +41,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from invdiff.errors import InputError
@@ -51,7 +50,7 @@ from invdiff.measurement.noise import UnknownGaussianNoise
 from invdiff.prior.prior import Prior
 from invdiff.sampler.guidance.guidance import Claim
 from invdiff.sampler.keys import ParticleNoise
-from invdiff.sampler.loop import Progress, require_finite
+from invdiff.sampler.loop import Draws, Progress, require_finite
 from invdiff.sampler.plug_and_play import PlugAndPlay
 from invdiff.sampler.schedule import Schedule, loguniform
 
@@ -105,7 +104,7 @@ class SplitLangevin:
             estimate = PlugAndPlay(levels)(
                 prior, measurement, shape, ParticleNoise(0, [0], device=device, dtype=dtype)
             )
-            return replace(self, start=estimate, norm2=norm2)
+            return replace(self, start=estimate.x, norm2=norm2)
         mean = torch.full((1, *shape), prior.card.mean, device=device, dtype=dtype)
         weight = 1e2 * prior.card.std**2 / measurement.noise.variance()
         start = measurement.proximal(mean, weight, iterations=10, direct=False).x
@@ -119,7 +118,7 @@ class SplitLangevin:
         shape: tuple[int, ...],
         noise: ParticleNoise,
         progress: Progress | None = None,
-    ) -> Float[Tensor, "particles *event"]:
+    ) -> Draws:
         operator = measurement.linear(self.name)
         y = measurement.y.to(noise.device, noise.dtype)[None]
         variance = measurement.noise.variance()
@@ -152,7 +151,7 @@ class SplitLangevin:
             if progress is not None:
                 progress(k + 1, len(self.schedule))
         require_finite(x, self.name)
-        return x
+        return Draws(x)
 
 
 def chi_square(degrees: int, normal: float) -> float:

@@ -5,25 +5,55 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from invdiff.prior.prior import PriorCard
+from invdiff.prior.prior import Prior, PriorCard
 from invdiff.sampler.keys import ParticleNoise
+
+
+def prior_marginal(
+    card: PriorCard, sigma: float, normal: Float[Tensor, "particles *event"]
+) -> Float[Tensor, "particles *event"]:
+    """`m + sqrt(sigma^2 + v) n` with mean m and variance v of the prior's card.
+
+    Not N(0, sigma^2): at a first level that does not dwarf the data the mean and the variance of the
+    data are part of the marginal.
+    """
+    return card.mean + math.sqrt(sigma**2 + card.std**2) * normal
+
+
+def first_particles(
+    prior: Prior,
+    sigma: float,
+    shape: tuple[int, ...],
+    count: int,
+    generator: torch.Generator,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Float[Tensor, "particles *event"]:
+    """Particles at the first level: exact where the prior can be drawn from, else `prior_marginal`.
+
+    A prior known in closed form has `sample(count, generator)`; then the start adds no error at any
+    first level.
+    """
+    white = torch.randn((count, *shape), generator=generator, dtype=dtype)
+    draw = getattr(prior, "sample", None)
+    if draw is None:
+        return prior_marginal(prior.card, sigma, white.to(device))
+    clean: Tensor = draw(count, generator)
+    return (clean.to(dtype).reshape(white.shape) + sigma * white).to(device)
 
 
 @dataclass(frozen=True)
 class PriorDraw:
-    """`x = m + sqrt(sigma^2 + v) n` with mean m and variance v of the prior's card.
-
-    Not N(0, sigma^2): at a first level that does not dwarf the data the mean and
-    the variance of the data are part of the marginal.
-    """
+    """A draw from the prior's marginal at the first level, see `prior_marginal`."""
 
     def __call__(
         self, card: PriorCard, shape: tuple[int, ...], sigma: float, noise: ParticleNoise
     ) -> Float[Tensor, "particles *event"]:
-        return card.mean + math.sqrt(sigma**2 + card.std**2) * noise.normal(shape)
+        return prior_marginal(card, sigma, noise.normal(shape))
 
 
 @dataclass(frozen=True)

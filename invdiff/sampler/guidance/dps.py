@@ -36,6 +36,7 @@ class DPS:
 
     zeta: float = 1.0
     name: ClassVar[str] = "dps"
+    needs_linear: ClassVar[bool] = False
     claim: ClassVar[Claim] = "heuristic"
 
     def __call__(
@@ -67,6 +68,7 @@ class LikelihoodGradient:
 
     limit: float = 1.0
     name: ClassVar[str] = "likelihood_gradient"
+    needs_linear: ClassVar[bool] = False
     claim: ClassVar[Claim] = "heuristic"
 
     def __call__(

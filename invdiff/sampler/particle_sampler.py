@@ -1,0 +1,134 @@
+"""A Feynman-Kac method as a sampler: filters that return some of their particles.
+
+One filter of N particles returns `keep` of them, equally weighted. Samples of
+one filter share ancestors and an evidence estimate; with keep = 1 the samples
+are independent. Sample i comes from filter i // keep, whatever else is drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from invdiff.errors import InputError
+from invdiff.measurement.measurement import Measurement
+from invdiff.prior.prior import Prior
+from invdiff.sampler import feynman_kac
+from invdiff.sampler.guidance.guidance import Claim
+from invdiff.sampler.keys import ParticleNoise, stream
+from invdiff.sampler.loop import Draws, Progress, needs_linear, require_finite
+
+SHARED, FILTER = 1, 2  # ends of the keys of the streams
+
+
+@runtime_checkable
+class Method(Protocol):
+    """Settings that make a Feynman-Kac model of a problem."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def claim(self) -> Claim: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    def model(
+        self,
+        prior: Prior,
+        measurement: Measurement,
+        shape: tuple[int, ...],
+        generator: torch.Generator,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> feynman_kac.Model[Any]:
+        """The model; `generator` is for work that all filters share (a pilot run)."""
+
+
+@dataclass(frozen=True)
+class ParticleSampler:
+    """Attributes:
+    method: what is simulated and how it is weighted.
+    particles: N of each filter.
+    keep: samples that each filter returns.
+    threshold, resampling: see `feynman_kac.Settings`.
+    ready: the model of a prepared problem.
+    """
+
+    method: Method
+    particles: int = 128
+    keep: int = 1
+    threshold: float = 0.5
+    resampling: str = "systematic"
+    ready: feynman_kac.Model[Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.keep <= self.particles:
+            raise InputError(
+                f"a filter of {self.particles} particles cannot return {self.keep} samples; "
+                "keep lies between 1 and particles"
+            )
+
+    @property
+    def name(self) -> str:
+        return self.method.name
+
+    @property
+    def claim(self) -> Claim:
+        return self.method.claim
+
+    @property
+    def needs_linear(self) -> bool:
+        return needs_linear(self.method)
+
+    @property
+    def steps(self) -> int:
+        return self.method.steps
+
+    def prepare(
+        self,
+        prior: Prior,
+        measurement: Measurement,
+        shape: tuple[int, ...],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> ParticleSampler:
+        """The sampler with its model, whose shared work (a pilot) is done once a problem."""
+        generator = stream(0, SHARED)
+        return replace(self, ready=self.method.model(prior, measurement, shape, generator, device, dtype))
+
+    def __call__(
+        self,
+        prior: Prior,
+        measurement: Measurement,
+        shape: tuple[int, ...],
+        noise: ParticleNoise,
+        progress: Progress | None = None,
+    ) -> Draws:
+        model = self.ready
+        if model is None:
+            model = self.prepare(prior, measurement, shape, noise.device, noise.dtype).ready
+        assert model is not None
+        settings = feynman_kac.Settings(self.particles, self.threshold, self.resampling)
+        rows: dict[int, torch.Tensor] = {}
+        statistics = []
+        groups = sorted({number // self.keep for number in noise.particles})
+        for done, group in enumerate(groups):
+            generator = stream(noise.seed, noise.item, group, FILTER)
+
+            def tell(k: int, steps: int, done: int = done) -> None:
+                if progress is not None:
+                    progress((done * steps + k) // len(groups), steps)
+
+            filtered = feynman_kac.run(model, settings, generator, progress=tell)
+            chosen = filtered.select(self.keep, generator)
+            final = feynman_kac.gather(filtered.particles, chosen)
+            x = final if isinstance(final, torch.Tensor) else final.x
+            rows.update(enumerate(x.reshape(-1, *shape), group * self.keep))
+            statistics.append(filtered.statistics)
+        x = torch.stack([rows[number] for number in noise.particles])
+        require_finite(x, self.name)
+        return Draws(x, tuple(statistics))
