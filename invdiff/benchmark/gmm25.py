@@ -147,5 +147,7 @@ def gmm25(dim: int, data: int, seed: int, sigma: float | None = None) -> Gmm25:
     y = matrix @ truth
     y = y + torch.randn(y.shape, generator=g) * level
     prior = GaussianMixture(weights.double(), means.double(), torch.ones(len(grid), dtype=torch.float64))
+    # The float32 factors are orthonormal to 1e-7 only; those of the matrix itself to 1e-15.
+    left, singular, right = torch.linalg.svd(matrix.double(), full_matrices=False)
     measurement = Measurement(MatrixOperator(matrix.double()), GaussianNoise(float(level)), y.double())
-    return Gmm25(prior, measurement, left.double(), singular.double(), right.double(), truth.double())
+    return Gmm25(prior, measurement, left, singular, right, truth.double())

@@ -10,6 +10,7 @@ The levels are K values from `sigma_max` to .01, uniform in log(sigma^2 + .05).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -69,9 +70,13 @@ def no_data(size: int) -> Measurement:
 
 @dataclass(frozen=True)
 class Toy:
-    """A problem with the exact mean and variance of every component at sigma = .01."""
+    """A problem with the exact mean and variance of every component at sigma = .01.
+
+    `log_prior` is the log density of x at that level, up to a constant.
+    """
 
     prior: Prior
+    log_prior: Callable[[Tensor], Tensor]
     measurement: Measurement
     mean: Float[Tensor, "dim"]
     variance: Float[Tensor, "dim"]
@@ -91,19 +96,20 @@ def observed(prior: GaussianMixture, matrix: list[float], y: float, sigma: float
     mean = exact.mean()
     second = torch.diagonal(exact.covariances, dim1=1, dim2=2) + (exact.means - mean) ** 2
     measurement = Measurement(MatrixOperator(row), GaussianNoise(sigma), data)
-    return Toy(prior, measurement, mean, exact.weights @ second, exact.log_evidence)
+    return Toy(prior, widened.log_density, measurement, mean, exact.weights @ second, exact.log_evidence)
 
 
 def composed(*parts: tuple[GaussianMixture, float]) -> Toy:
     """A composition in one dimension with no data; moments by quadrature at the last level."""
     grid = torch.linspace(-12, 12, 200_001, dtype=torch.float64)[:, None]
-    log_density = sum(
-        (power * prior.log_density(grid, LAST) for prior, power in parts), torch.zeros(len(grid))
-    )
-    weights = torch.softmax(log_density, dim=0)
+
+    def log_prior(x: Tensor) -> Tensor:
+        return torch.stack([power * prior.log_density(x, LAST) for prior, power in parts]).sum(dim=0)
+
+    weights = torch.softmax(log_prior(grid), dim=0)
     mean = (weights[:, None] * grid).sum(0)
     variance = (weights[:, None] * (grid - mean) ** 2).sum(0)
-    return Toy(Composition(tuple(parts)), no_data(1), mean, variance, None)
+    return Toy(Composition(tuple(parts)), log_prior, no_data(1), mean, variance, None)
 
 
 def fk1d() -> Toy:

@@ -316,6 +316,32 @@ def report(run: Annotated[Path, typer.Argument(help="Directory of a complete run
 
 
 @app.command()
+def verify(
+    sampler: Annotated[
+        list[str] | None, typer.Option(help="Sampler to verify; repeat for more; all registered without it.")
+    ] = None,
+    problem: Annotated[
+        list[str] | None, typer.Option(help="Problem: lingauss, grf, gmm25 or fk; all without it.")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="More sizes and seeds (an hour, not minutes).")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the samplers.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of verify.json, verify.md, verify.png.")] = Path("verify"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+) -> None:
+    """Run samplers on posteriors known in closed form: is each what it claims to be?
+
+    Exit code 0 when every verdict agrees with its sampler's claim, 1 when one does not.
+    """
+    with _one_sentence():
+        from invdiff.run.verify import run_verify
+
+        if not run_verify(sampler or [], problem or [], full, seed, out, as_json):
+            raise typer.Exit(1)
+
+
+@app.command()
 def doctor() -> None:
     """What is installed, what is missing, which device and precision will be used."""
     with _one_sentence():

@@ -85,6 +85,20 @@ class ParticleSampler:
         return needs_linear(self.method)
 
     @property
+    def reach(self) -> float:
+        """Information of the data, in nats, up to which the shipped settings are claimed to suffice.
+
+        A population that forgets the prior to learn I nats from the data needs about exp(I) particles,
+        less what twist and guidance save (Chatterjee & Diaconis 2018).
+        """
+        return float(getattr(self.method, "reach", 0))
+
+    @property
+    def composes(self) -> bool:
+        """Whether the method weighs compositions of priors correctly."""
+        return bool(getattr(self.method, "composes", False))
+
+    @property
     def steps(self) -> int:
         return self.method.steps
 

@@ -162,7 +162,7 @@ def chi_square(degrees: int, normal: float) -> float:
 
 def data_noise(g: float, momentum: float) -> float:
     """k of the module's formula: the variance of the data's perturbation, in sigma_y^2."""
-    if momentum == 0:
+    if momentum == 0 or g == 0:
         return 1.0
     top = (1 + g - momentum) * (2 + g + 2 * momentum) / (1 + g + momentum)
     return (top - 2 * (1 - momentum)) / g

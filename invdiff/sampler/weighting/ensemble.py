@@ -55,7 +55,8 @@ class Ensemble:
 
     Attributes:
         steps: levels, equally spaced in log sigma; the last step goes to 0.
-        sigma_max, sigma_min: first and last level; sigma_min at most sigma_y / (3 |A|).
+        sigma_max, sigma_min: first and last level; the last is lowered to sigma_y / (3 |A|), since
+            the likelihood sits at the noisy x.
         guidance: eta.
         temper: gamma; 0 keeps the likelihood as it is at every level. |A| is 1 for a nonlinear A.
         noise: c; 0 is the probability-flow ODE (add Langevin moves).
@@ -76,6 +77,8 @@ class Ensemble:
     levels: tuple[float, ...] | None = None
     final: bool = True
     name: ClassVar[str] = "ensemble"
+    reach: ClassVar[float] = 5
+    composes: ClassVar[bool] = True
     claim: ClassVar[Claim] = "consistent"
 
     @property
@@ -95,13 +98,14 @@ class Ensemble:
         device: torch.device,
         dtype: torch.dtype,
     ) -> EnsembleModel:
-        first = min(self.sigma_max, prior.card.sigma_range[1])
-        last = max(self.sigma_min, prior.card.sigma_range[0])
-        levels = self.levels or loguniform(self.steps, first, last)
-        whole = (*levels, 0.0) if self.final else tuple(levels)
         operator, norm = measurement.operator, 1.0
         if isinstance(operator, LinearOperator):
             norm = operator_norm(operator.normal, shape, device=device, dtype=dtype)
+        fine = measurement.noise.variance() ** 0.5 / (3 * norm) if norm > 0 else self.sigma_min
+        first = min(self.sigma_max, prior.card.sigma_range[1])
+        last = max(min(self.sigma_min, fine), prior.card.sigma_range[0])
+        levels = self.levels or loguniform(self.steps, first, last)
+        whole = (*levels, 0.0) if self.final else tuple(levels)
         laplacian = squared_norm(measurement, shape, device, dtype) if self.needs_linear else 0.0
         model = EnsembleModel(self, prior, measurement, shape, whole, norm, laplacian, device, dtype)
         self._require_stable(model)

@@ -51,6 +51,7 @@ class Lookahead:
     sigma_min: float = 0.02
     levels: tuple[float, ...] | None = None
     name: ClassVar[str] = "lookahead"
+    reach: ClassVar[float] = 0
     needs_linear: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -86,6 +86,7 @@ class MomentTwisted:
     pilot_steps: int = 24
     difference: float | None = None
     name: ClassVar[str] = "moment_twisted"
+    reach: ClassVar[float] = 40
     needs_linear: ClassVar[bool] = False
     claim: ClassVar[Claim] = "consistent"
 
@@ -133,11 +134,13 @@ class Problem:
         self.device, self.dtype = device, dtype
         self.y = measurement.y.to(device=device, dtype=dtype).flatten()
         self.rows: Tensor | None = None
-        if isinstance(measurement.operator, LinearOperator):
+        if isinstance(measurement.operator, LinearOperator) and self.y.numel():
             basis = torch.eye(self.y.numel(), device=device, dtype=dtype)
             rows = measurement.operator.adjoint(basis.reshape(-1, *measurement.y.shape)).flatten(1)
             kept = rows.abs().sum(dim=1) > 0
             self.rows, self.y = rows[kept], self.y[kept]
+        if self.y.numel() == 0:
+            raise InputError("moment_twisted conditions on data and there are none; sample the prior instead")
         if self.y.numel() > LARGEST:
             raise InputError(
                 f"moment_twisted works with at most {LARGEST} measured components and the data have "

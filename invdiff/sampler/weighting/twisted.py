@@ -62,6 +62,7 @@ class Twisted:
     iterations: int = 30
     tolerance: float = 1e-5
     name: ClassVar[str] = "twisted"
+    reach: ClassVar[float] = 12
     needs_linear: ClassVar[bool] = True
     claim: ClassVar[Claim] = "consistent"
 

@@ -1,0 +1,169 @@
+"""The problems of `invdiff verify`, by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from invdiff.benchmark.gmm25 import gmm25
+from invdiff.benchmark.grf import grf
+from invdiff.benchmark.known import Known
+from invdiff.benchmark.toys import Toy, composed, first_factor, fk1d, fk2d, second_factor
+from invdiff.diagnostics.distances import sliced_wasserstein
+from invdiff.measurement.measurement import Measurement
+from invdiff.measurement.noise import GaussianNoise
+from invdiff.measurement.operator import MatrixOperator
+from invdiff.prior.gaussian import GaussianPrior
+
+SIZES = {8: 1000, 80: 300, 800: 1000}
+
+
+def sliced(x: Tensor, y: Tensor) -> float:
+    """Sliced W1 over 500 fixed directions."""
+    return sliced_wasserstein(x.flatten(1), y.flatten(1), directions=500)
+
+
+def chi2_of(measurement: Measurement) -> Callable[[Tensor], float]:
+    """Mean over the draws of |y - A x|^2 / sigma_y^2 per measured component."""
+
+    def chi2(x: Tensor) -> float:
+        with torch.no_grad():
+            return float(measurement.chi2(x).mean())
+
+    return chi2
+
+
+def lingauss(dim: int = 16, data: int = 4, sigma: float = 0.05, seed: int = 0) -> Known:
+    """A dense Gaussian prior, C = B B^T / d + .1, seen through a random matrix."""
+    g = torch.Generator().manual_seed(seed)
+    root = torch.randn(dim, dim, generator=g, dtype=torch.float64)
+    covariance = root @ root.T / dim + 0.1 * torch.eye(dim, dtype=torch.float64)
+    matrix = torch.randn(data, dim, generator=g, dtype=torch.float64) / math.sqrt(dim)
+    mean = torch.randn(dim, generator=g, dtype=torch.float64)
+    prior = GaussianPrior.dense(mean, covariance)
+    truth = prior.sample(1, g)[0]
+    y = matrix @ truth + sigma * torch.randn(data, generator=g, dtype=torch.float64)
+    exact = prior.posterior(lambda x: x @ matrix.mT, y, sigma)
+    factor: Tensor = torch.linalg.cholesky(exact.covariance)
+    measurement = Measurement(MatrixOperator(matrix), GaussianNoise(sigma), y)
+
+    def sample(count: int, generator: torch.Generator) -> Tensor:
+        white = torch.randn(count, dim, generator=generator, dtype=torch.float64)
+        drawn: Tensor = exact.mean + white @ factor.T
+        return drawn
+
+    # Whitened by the exact covariance, so that well-measured directions count as much as free ones.
+    def whitened(x: Tensor, y: Tensor) -> float:
+        parts = [torch.linalg.solve_triangular(factor, (z - exact.mean).T, upper=False).T for z in (x, y)]
+        return sliced(parts[0], parts[1])
+
+    return Known(
+        f"lingauss {dim}/{data} seed {seed}",
+        prior,
+        measurement,
+        (dim,),
+        1000,
+        sample,
+        whitened,
+        exact.log_evidence,
+        gaussian=True,
+        statistics={"chi2": chi2_of(measurement)},
+    )
+
+
+def field(kind: str, seed: int = 0, side: int = 32) -> Known:
+    """A Gaussian field of image size under k-space rows or a blur."""
+    problem = grf(kind, side, seed=seed)
+    return Known(
+        f"grf {kind} {side} seed {seed}",
+        problem.prior,
+        problem.measurement,
+        problem.shape,
+        32,
+        problem.sample,
+        lambda x, other: problem.distance(x),
+        problem.log_evidence,
+        gaussian=True,
+        statistics={"chi2": chi2_of(problem.measurement)},
+    )
+
+
+def mixture(dim: int, data: int, seed: int) -> Known:
+    """A `gmm25` problem."""
+    problem = gmm25(dim, data, seed)
+    return Known(
+        f"gmm25 {dim}/{data} seed {seed}",
+        problem.prior,
+        problem.measurement,
+        problem.shape,
+        SIZES.get(dim, 1000),
+        problem.sample,
+        sliced,
+        problem.log_evidence,
+        sigma_max=25 * problem.prior.card.std,
+        statistics={"chi2": chi2_of(problem.measurement), "mode error": problem.mode_error},
+    )
+
+
+def toy(name: str, problem: Toy) -> Known:
+    """A one- or two-dimensional mixture; exact draws by inversion of the density on a grid."""
+    sample = grid_sampler(problem)
+    return Known(
+        name,
+        problem.prior,
+        problem.measurement,
+        problem.shape,
+        8000,
+        sample,
+        sliced,
+        problem.log_evidence,
+        statistics={"chi2": chi2_of(problem.measurement)} if problem.measurement.y.numel() else {},
+    )
+
+
+def grid_sampler(problem: Toy) -> Callable[[int, torch.Generator], Tensor]:
+    """Exact draws in one or two dimensions from the density tabulated on a fine grid."""
+    dim, reach = len(problem.mean), 9.0
+    points = 20_001 if dim == 1 else 601
+    axis = torch.linspace(-reach, reach, points, dtype=torch.float64)
+    grid = torch.stack(torch.meshgrid(*[axis] * dim, indexing="ij"), dim=-1).reshape(-1, dim)
+    log_density = problem.log_prior(grid) + problem.measurement.log_likelihood(grid)
+    weights = torch.softmax(log_density, dim=0)
+    cell = 2 * reach / (points - 1)
+
+    def sample(count: int, generator: torch.Generator) -> Tensor:
+        edges = weights.cumsum(0)
+        uniform = torch.rand(count, generator=generator, dtype=torch.float64) * edges[-1]
+        chosen = torch.searchsorted(edges, uniform).clamp_max(len(grid) - 1)
+        jitter = torch.rand(count, dim, generator=generator, dtype=torch.float64) - 0.5
+        return grid[chosen] + cell * jitter
+
+    return sample
+
+
+QUICK: dict[str, Callable[[], list[Known]]] = {
+    "lingauss": lambda: [lingauss()],
+    "grf": lambda: [field("mri"), field("blur")],
+    "gmm25": lambda: [mixture(8, 1, 0), mixture(8, 4, 1)],
+    "fk": lambda: [
+        toy("fk1d", fk1d()),
+        toy("product", composed((first_factor(), 1.0), (second_factor(), 1.0))),
+    ],
+}
+FULL: dict[str, Callable[[], list[Known]]] = {
+    "lingauss": lambda: [
+        lingauss(dim, data, sigma, seed)
+        for dim, data, sigma, seed in ((2, 1, 0.3, 0), (16, 4, 0.05, 0), (16, 4, 0.05, 1), (64, 8, 0.01, 0))
+    ],
+    "grf": lambda: [field("mri"), field("blur"), field("mri", 1), field("mri", 0, 64)],
+    "gmm25": lambda: [mixture(dim, data, seed) for dim in (8, 80) for data in (1, 2, 4) for seed in range(5)],
+    "fk": lambda: [
+        toy("fk1d", fk1d()),
+        toy("fk2d", fk2d()),
+        toy("product", composed((first_factor(), 1.0), (second_factor(), 1.0))),
+        toy("guidance", composed((first_factor(), -0.75), (second_factor(), 1.75))),
+    ],
+}

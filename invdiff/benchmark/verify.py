@@ -1,0 +1,338 @@
+"""Samplers on problems with a known posterior: how far off is each, and does it keep its claim?
+
+A sampler is run with its shipped settings through the public loop, except that the first level
+dwarfs the prior of the problem and that a particle method returns all its draws from one filter, with as many
+particles a draw as it ships with. Its draws are compared with exact ones by the problem's distance, whose
+*floor* is the same distance between two exact sets, and by statistics with a known value
+(chi2, mode weights). A verdict is
+
+    exact      distance within 1.5 floors (and four of its standard deviations), every statistic
+               within its Monte Carlo error
+    biased     outside, with the figures
+    fails      outside although the sampler's claim covers the problem, or not finite
+
+Claims: `exact` covers everything, `gaussian` the Gaussian problems, `consistent` those whose data carry at
+most as much information as the method names (its `reach`, in nats); the others promise nothing. Two
+controls run beside them, because a check that cannot fail proves nothing: exact draws must come out
+exact, and a particle method whose weights are dropped must not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invdiff.api import make_sampler
+from invdiff.benchmark.known import Known, Score
+from invdiff.benchmark.problems import FULL, QUICK
+from invdiff.config import choices
+from invdiff.errors import InputError, unknown_name
+from invdiff.measurement.measurement import Measurement
+from invdiff.prior.compose import Composition
+from invdiff.prior.prior import Prior, PriorCard, Sigma
+from invdiff.registry import plugins
+from invdiff.sampler import feynman_kac
+from invdiff.sampler.keys import ParticleNoise
+from invdiff.sampler.loop import Draws, Progress, Sampler, draw, prepared
+from invdiff.sampler.particle_sampler import ParticleSampler
+
+FLOORS = 10  # pairs of exact sets
+FACTOR = 1.5  # of the floor that is still called exact
+LIMIT = 4.0  # standard deviations of a statistic
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sampler on one problem.
+
+    Attributes:
+        problem, sampler, claim: what was run.
+        verdict: exact, biased, fails, or not applicable.
+        note: the figures behind the verdict in words.
+        distance, floor: of the draws; mean over exact pairs.
+        scores: statistics with value, exact value and Monte Carlo spread.
+        log_evidence_error: estimate less exact log p(y); None where either is missing.
+        ess: smallest ESS / N over the filters; None for samplers without weights.
+        calls: network calls per returned sample, particles included.
+        derivatives: vector-Jacobian products per returned sample.
+        seconds: CPU seconds of the sampling.
+        agrees: whether the verdict agrees with the claim.
+    """
+
+    problem: str
+    sampler: str
+    claim: str
+    verdict: str
+    note: str
+    agrees: bool
+    distance: float = math.nan
+    floor: float = math.nan
+    scores: dict[str, Score] = field(default_factory=dict)
+    log_evidence_error: float | None = None
+    ess: float | None = None
+    calls: float = 0.0
+    derivatives: float = 0.0
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+class Counting:
+    """A prior that counts network calls and vector-Jacobian products, one a sample."""
+
+    def __init__(self, prior: Prior) -> None:
+        self.inner, self.calls, self.derivatives = prior, 0, 0
+        if hasattr(prior, "sample"):
+            self.sample = prior.sample
+
+    @property
+    def card(self) -> PriorCard:
+        return self.inner.card
+
+    def denoise(self, x: Tensor, sigma: Sigma) -> Tensor:
+        self.calls += len(x)
+        out = self.inner.denoise(x, sigma)
+        if out.requires_grad:
+            out.register_hook(self._count)  # type: ignore[no-untyped-call]
+        return out
+
+    def _count(self, gradient: Tensor) -> None:
+        self.derivatives += len(gradient)
+
+
+class CountingComposition(Composition):
+    """The same for a composition, whose parts are called separately."""
+
+    def __init__(self, inner: Composition) -> None:
+        self.counters = [Counting(prior) for prior, _ in inner.parts]
+        powers = [power for _, power in inner.parts]
+        super().__init__(tuple(zip(self.counters, powers, strict=True)))
+
+    @property
+    def calls(self) -> int:
+        return sum(counter.calls for counter in self.counters)
+
+    @property
+    def derivatives(self) -> int:
+        return sum(counter.derivatives for counter in self.counters)
+
+
+@dataclass(frozen=True)
+class ExactDraws:
+    """Control: draws from the exact posterior, as if by a sampler."""
+
+    known: Known
+    name: str = "(exact draws)"
+    claim: str = "exact"
+    steps: int = 1
+
+    def __call__(
+        self,
+        prior: Prior,
+        measurement: Measurement,
+        shape: tuple[int, ...],
+        noise: ParticleNoise,
+        progress: Progress | None = None,
+    ) -> Draws:
+        generator = torch.Generator().manual_seed(noise.seed + 77_777)
+        return Draws(self.known.sample(len(noise.particles), generator).reshape(-1, *shape))
+
+
+@dataclass(frozen=True)
+class Unweighted:
+    """Control: a Feynman-Kac model whose weights are dropped."""
+
+    inner: feynman_kac.Model[Any]
+
+    @property
+    def steps(self) -> int:
+        return self.inner.steps
+
+    def start(self, count: int, generator: torch.Generator) -> tuple[Any, Tensor]:
+        particles, logs = self.inner.start(count, generator)
+        return particles, torch.zeros_like(logs)
+
+    def move(self, k: int, particles: Any, generator: torch.Generator) -> tuple[Any, Tensor]:
+        moved, increment = self.inner.move(k, particles, generator)
+        return moved, torch.zeros_like(increment)
+
+
+@dataclass(frozen=True)
+class WithoutWeights:
+    """Control: a particle method with the weights of `Unweighted`; must be found biased."""
+
+    method: Any
+    name: str = "(moment_twisted without weights)"
+    claim: str = "heuristic"
+
+    @property
+    def steps(self) -> int:
+        return int(self.method.steps)
+
+    def model(self, *arguments: Any) -> Unweighted:
+        return Unweighted(self.method.model(*arguments))
+
+
+def shipped(name: str, known: Known) -> Sampler:
+    """A registered sampler with its shipped settings, started above the prior of the problem."""
+    path = choices("sampler").get(name)
+    settings: dict[str, Any] = {}
+    if path is not None:
+        from omegaconf import OmegaConf
+
+        loaded = OmegaConf.to_container(OmegaConf.load(path))
+        assert isinstance(loaded, dict)
+        if "sigma_max" in loaded and "start_steps" not in loaded and name != "plug_and_play":
+            settings["sigma_max"] = max(float(loaded["sigma_max"]), known.sigma_max)
+    return one_filter(make_sampler(name, known.prior.card, **settings), known.draws)
+
+
+def one_filter(sampler: Sampler, draws: int) -> Sampler:
+    """A particle method that returns all draws from one filter; others as they are."""
+    if not isinstance(sampler, ParticleSampler):
+        return sampler
+    ratio = sampler.particles / sampler.keep
+    return replace(sampler, particles=max(16, round(ratio * draws)), keep=draws)
+
+
+def controls(known: Known) -> list[Sampler]:
+    """Exact draws, and on mixtures a filter without weights."""
+    made: list[Sampler] = [ExactDraws(known)]  # type: ignore[list-item]
+    if "mode error" in known.statistics:
+        sampler = make_sampler("moment_twisted", known.prior.card)
+        assert isinstance(sampler, ParticleSampler)
+        method = WithoutWeights(sampler.method)
+        control = ParticleSampler(method, sampler.particles, sampler.keep)  # type: ignore[arg-type]
+        made.append(one_filter(control, known.draws))
+    return made
+
+
+def covers(sampler: Sampler, known: Known) -> bool:
+    """Whether the sampler's claim says that it is right on this problem."""
+    if sampler.claim == "exact":
+        return True
+    if isinstance(known.prior, Composition) and not getattr(sampler, "composes", False):
+        return False
+    if sampler.claim == "gaussian":
+        return known.gaussian
+    if sampler.claim == "consistent":
+        return known.information <= float(getattr(sampler, "reach", math.inf))
+    return False
+
+
+def judge(sampler: Sampler, known: Known, seed: int) -> Row:
+    """Run one sampler on one problem and compare."""
+    claimed = covers(sampler, known)
+    prior: Any = (
+        CountingComposition(known.prior) if isinstance(known.prior, Composition) else Counting(known.prior)
+    )
+    began = time.process_time()
+    try:
+        ready = prepared(sampler, prior, known.measurement, known.shape, dtype=torch.float64)
+        drawn = draw(
+            ready,
+            prior,
+            known.measurement,
+            known.shape,
+            particles=range(known.draws),
+            seed=seed,
+            dtype=torch.float64,
+        )
+    except InputError as error:
+        return Row(known.name, sampler.name, sampler.claim, "not applicable", str(error), True)
+    except FloatingPointError as error:
+        return Row(known.name, sampler.name, sampler.claim, "fails", str(error), not claimed)
+    seconds = time.process_time() - began
+    return compare(sampler, known, drawn, prior, claimed, seconds)
+
+
+def compare(sampler: Sampler, known: Known, drawn: Draws, prior: Any, claimed: bool, seconds: float) -> Row:
+    """The verdict on a set of draws."""
+    sets = known.exact_sets(2 * FLOORS, seed=20_001)
+    floors = torch.tensor([known.distance(a, b) for a, b in zip(sets[::2], sets[1::2], strict=True)])
+    distances = [known.distance(drawn.x, reference) for reference in sets[:4]]
+    distance, floor = sum(distances) / 4, float(floors.mean())
+    scores = {}
+    for name, statistic in known.statistics.items():
+        values = torch.tensor([statistic(one) for one in sets], dtype=torch.float64)
+        scores[name] = Score(statistic(drawn.x), float(values.mean()), float(values.std()))
+    # Particles of one filter are dependent: their Monte Carlo error is up to twice that of free draws.
+    slack = 2.0 if drawn.filters else 1.0
+    far = distance > FACTOR * floor + LIMIT * float(floors.std())
+    wrong = [
+        name
+        for name, score in scores.items()
+        if abs(score.z) > slack * LIMIT and abs(score.value - score.exact) > 0.05 * abs(score.exact)
+    ]
+    words = [f"{distance / floor:.3g} floors"] if far else []
+    words += [f"{name} {scores[name].value:.3g} for {scores[name].exact:.3g}" for name in wrong]
+    verdict = ("fails" if claimed else "biased") if words else "exact"
+    error = None
+    if drawn.filters and known.log_evidence is not None:
+        logs = torch.tensor([one.log_evidence for one in drawn.filters], dtype=torch.float64)
+        error = float(torch.logsumexp(logs, 0)) - math.log(len(logs)) - known.log_evidence
+    return Row(
+        known.name,
+        sampler.name,
+        sampler.claim,
+        verdict,
+        "; ".join(words),
+        agrees=not (claimed and words),
+        distance=distance,
+        floor=floor,
+        scores=scores,
+        log_evidence_error=error,
+        ess=min(one.ess[0] for one in drawn.filters) if drawn.filters else None,
+        calls=prior.calls / known.draws,
+        derivatives=prior.derivatives / known.draws,
+        seconds=seconds,
+    )
+
+
+def verify(
+    samplers: Sequence[str] = (),
+    problems: Sequence[str] = (),
+    full: bool = False,
+    seed: int = 0,
+    tell: Callable[[Row], None] = lambda row: None,
+) -> list[Row]:
+    """Every sampler (or those named) on every problem (or those named), with the controls.
+
+    Raises:
+        InputError: for unknown names.
+    """
+    registered = sorted(plugins("samplers"))
+    table = FULL if full else QUICK
+    for name in samplers:
+        if name not in registered:
+            raise unknown_name("sampler", name, registered)
+    for name in problems:
+        if name not in table:
+            raise unknown_name("problem", name, table)
+    rows = []
+    for problem in problems or table:
+        for known in table[problem]():
+            todo = [*controls(known), *(shipped(name, known) for name in (samplers or registered))]
+            for sampler in todo:
+                row = judge(sampler, known, seed)
+                row = expected_control(row)
+                rows.append(row)
+                tell(row)
+    return rows
+
+
+def expected_control(row: Row) -> Row:
+    """A control that comes out the wrong way disagrees."""
+    if row.sampler == "(exact draws)":
+        return replace(row, agrees=row.verdict == "exact")
+    if row.sampler.startswith("("):
+        return replace(row, agrees=row.verdict == "biased")
+    return row
