@@ -223,13 +223,13 @@ def sample(
 ) -> None:
     """Draw from a prior alone: what does it believe before any data?"""
     with _one_sentence():
-        from invdiff.run.prior_samples import sample_prior
+        from invdiff.run.prior_samples import write_prior_samples
 
         parts = tuple(int(part) for part in shape.split(",") if part.strip().isdigit())
         if not parts or len(parts) != len(shape.split(",")):
             raise InputError(f"--shape is {shape!r}; expected numbers such as 1,128,128")
         given = _gather(overrides, prior=prior)
-        written = sample_prior(given, parts, samples, steps, sigma_max, seed, out)
+        written = write_prior_samples(given, parts, samples, steps, sigma_max, seed, out)
         typer.echo(f"wrote {', '.join(str(path) for path in written)}")
 
 
@@ -338,6 +338,38 @@ def verify(
         from invdiff.run.verify import run_verify
 
         if not run_verify(sampler or [], problem or [], full, seed, out, as_json):
+            raise typer.Exit(1)
+
+
+@app.command()
+def calibrate(
+    overrides: Overrides = None,
+    problem: Annotated[
+        str | None, typer.Option(help="A closed-form problem (lingauss, grf, gmm25) instead of a domain's.")
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="Sampler.")] = None,
+    domain: Annotated[str | None, typer.Option(help="Domain pack, such as mri.")] = None,
+    operator: Annotated[str | None, typer.Option(help="Forward model, such as undersample.")] = None,
+    problems: Annotated[int, typer.Option(help="Simulated truths.")] = 100,
+    draws: Annotated[int, typer.Option(help="Posterior samples of each.")] = 99,
+    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of calibrate.json and calibrate.png.")] = Path(
+        "calibrate"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Simulate truths from the prior and test whether a sampler's posteriors cover them as they should.
+
+    For any prior and forward model: simulation-based calibration, coverage, TARP. Exit code 1 when the
+    posteriors are not calibrated.
+    """
+    with _one_sentence():
+        from invdiff.run.calibrate import run_calibrate
+
+        given = _gather(overrides, domain=domain, operator=operator)
+        with _progress(quiet=as_json or not sys.stderr.isatty()) as report:
+            agrees = run_calibrate(given, problem, sampler, problems, draws, seed, out, as_json, report)
+        if not agrees:
             raise typer.Exit(1)
 
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from invdiff.config import compose
 from invdiff.errors import InputError
 from invdiff.run.solve import make_prior
-from invdiff.sampler.integrator import named
-from invdiff.sampler.keys import ParticleNoise
-from invdiff.sampler.schedule import karras
-from invdiff.sampler.start import PriorDraw
+from invdiff.sampler.unconditional import sample_prior
 
 
-def sample_prior(
+def write_prior_samples(
     overrides: list[str],
     shape: tuple[int, ...],
     samples: int,
@@ -31,15 +26,7 @@ def sample_prior(
     if samples < 1:
         raise InputError(f"--samples is {samples}; at least one is needed")
     prior = make_prior(compose(overrides)["prior"])
-    noise = ParticleNoise(seed, range(samples))
-    levels = (*karras(steps, sigma_max, 0.003), 0.0)
-    integrator = named("2m_sde")
-    with torch.no_grad():
-        state = integrator.start(PriorDraw()(prior.card, shape, levels[0], noise), levels[0])
-        for sigma, sigma_next in itertools.pairwise(levels):
-            denoised = prior.denoise(state.x, sigma)
-            state = integrator.step(state, denoised, sigma_next, noise.normal)
-    array = state.x.numpy()
+    array = sample_prior(prior, shape, range(samples), seed=seed, steps=steps, sigma_max=sigma_max).numpy()
     paths = [out.with_suffix(".npy")]
     part = out.with_suffix(".npy.part")
     with part.open("wb") as file:

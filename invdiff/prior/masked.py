@@ -1,0 +1,61 @@
+"""Priors over discrete sequences by masking: p(x_i | the sites that are not masked).
+
+A masked (absorbing) diffusion destroys a sequence by masking its sites one after another and is
+known through the conditional law of each masked site given the others (Austin et al., arXiv
+2107.03006; Sahoo et al., arXiv 2406.07524). The state is an integer tensor in which `MASK` marks a
+masked site.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from invdiff.errors import InputError
+
+MASK = -1
+
+
+@runtime_checkable
+class MaskedPrior(Protocol):
+    """A prior over `sites` tokens out of `vocabulary`."""
+
+    @property
+    def sites(self) -> int: ...
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    def log_conditionals(self, tokens: Int[Tensor, "batch sites"]) -> Float[Tensor, "batch sites vocabulary"]:
+        """Normalised `log p(x_i = v | unmasked sites)` for masked sites i; float64."""
+
+
+class TabulatedPrior:
+    """A joint law given as a table, [vocabulary] * sites: exact conditionals, for tests.
+
+    Raises:
+        InputError: for a table that is not positive or whose sides differ.
+    """
+
+    def __init__(self, table: Float[Tensor, "*sides"]) -> None:
+        if len(set(table.shape)) != 1 or not bool((table >= 0).all()) or float(table.sum()) <= 0:
+            raise InputError("a tabulated law has one side length, no negative entry and a positive sum")
+        self.table = table.double() / table.double().sum()
+        self.sites, self.vocabulary = table.ndim, table.shape[0]
+        self.states = torch.tensor(list(itertools.product(range(self.vocabulary), repeat=self.sites)))
+
+    @property
+    def probabilities(self) -> Float[Tensor, "states"]:
+        """Of `states`, in their order."""
+        return self.table.flatten()
+
+    def log_conditionals(self, tokens: Int[Tensor, "batch sites"]) -> Float[Tensor, "batch sites vocabulary"]:
+        agrees = ((tokens[:, None] == self.states) | (tokens[:, None] == MASK)).all(dim=2)
+        weights = agrees * self.probabilities
+        onehot = torch.nn.functional.one_hot(self.states, self.vocabulary).double()
+        counts = torch.einsum("bs,siv->biv", weights, onehot)
+        return (counts / counts.sum(dim=2, keepdim=True)).log()
