@@ -1,10 +1,12 @@
 """The 25-component mixture, all nine cells: how far each sampler is from the Monte Carlo floor.
 
-    python benchmarks/gmm25.py [--seeds 20] [--cells 8/1,80/4] [--samplers moment_twisted,twisted]
+    python benchmarks/gmm25.py [--seeds 20] [--cells 8/1,80/4] [--samplers moment_twisted,twisted] [--peers]
 
 Sliced W1 (1000 directions) to exact draws beside its floor, mean over problems; n = 1000 draws (300 at
 dimension 80), all from one filter for particle methods; network calls per draw, finite differences
-and pilot included. Seeds from 5 on were never used to choose a setting."""
+and pilot included. Seeds from 5 on were never used to choose a setting. With --peers deepinv's samplers
+run at their defaults in the same process, on the same problems, with the same exact denoiser.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +28,7 @@ from invdiff.sampler.loop import draw
 DRAWS = {8: 1000, 80: 300, 800: 1000}
 SEEDS = {8: 20, 80: 20, 800: 10}
 CELLS = [(dim, data) for dim in (8, 80, 800) for data in (1, 2, 4)]
+PEERS = ("DPS", "PiGDM", "MomentMatching", "DiffPIR", "DDRM")
 OVER = {1: 4, 2: 3, 4: 2}  # particles a draw, so that calls stay below 500 a draw
 
 
@@ -80,6 +83,17 @@ def ours(name: str, dim: int, data: int, seed: int) -> dict[str, float]:
     return found
 
 
+def theirs(name: str, dim: int, data: int, seed: int) -> dict[str, float]:
+    import deepinv_samplers
+
+    problem, draws = gmm25(dim, data, seed), DRAWS[dim]
+    began = time.process_time()
+    x, calls = deepinv_samplers.run(name, problem, draws, seed)
+    found = {"cpu": time.process_time() - began, "calls": calls, "vjp": 0.0}
+    kept = torch.isfinite(x).all(dim=1)
+    return score(problem, x[kept], seed) | found
+
+
 def line(label: str, dim: int, data: int, rows: list[dict[str, float]]) -> str:
     mean = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
     ratio = np.array([row["sw"] for row in rows]).sum() / np.array([row["floor"] for row in rows]).sum()
@@ -112,6 +126,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="problems a cell (20; 10 at dimension 800)")
     parser.add_argument("--cells", default=",".join(f"{a}/{b}" for a, b in CELLS))
     parser.add_argument("--samplers", default="moment_twisted")
+    parser.add_argument("--peers", action="store_true", help="deepinv's samplers too, in the same process")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(
@@ -123,6 +138,10 @@ def main() -> None:
         for name in arguments.samplers.split(","):
             count = arguments.seeds or SEEDS[dim]
             print(line(name, dim, data, [ours(name, dim, data, seed) for seed in range(count)]), flush=True)
+        for name in PEERS if arguments.peers else ():
+            count = arguments.seeds or SEEDS[dim]
+            rows = [theirs(name, dim, data, seed) for seed in range(count)]
+            print(line(f"deepinv {name}", dim, data, rows), flush=True)
 
 
 if __name__ == "__main__":
