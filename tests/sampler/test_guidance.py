@@ -39,9 +39,11 @@ def problem():
 # name, settings, smallest and largest std ratio, largest error of the mean (exact stds)
 STATED = [
     ("moment_matching", {"steps": 200, "integrator": "2m", "iterations": 8}, 0.93, 1.07, 0.10),
-    ("moment_matching", {"steps": 100, "iterations": 8}, 0.84, 1.02, 0.12),
+    ("moment_matching", {}, 0.93, 1.07, 0.10),
+    ("moment_matching", {"steps": 100, "integrator": "ddpm"}, 0.84, 1.02, 0.12),
     ("pigdm", {"steps": 200}, 0.88, 1.15, 0.75),
-    ("proximal", {"steps": 200}, 0.86, 1.04, 0.5),
+    ("proximal", {}, 0.88, 1.08, 0.5),
+    ("proximal", {"steps": 200, "integrator": "ddpm"}, 0.86, 1.04, 0.5),
     ("split_langevin", {"steps": 400, "sigma_min": 0.02}, 0.88, 1.07, 0.25),
     ("dds", {}, 0.15, 0.92, 1.1),
     ("diffpir", {}, 0.48, 1.0, 0.75),
