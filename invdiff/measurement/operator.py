@@ -89,6 +89,24 @@ class FunctionOperator(Operator):
         return self.function(x)
 
 
+class Composed(Operator):
+    """`A(f(z))` for a differentiable map f, such as a decoder; nonlinear."""
+
+    def __init__(
+        self,
+        operator: Operator,
+        inner: Callable[[Tensor], Tensor],
+        event_shape: tuple[int, ...] | None = None,
+    ) -> None:
+        self.operator, self.inner, self.event_shape = operator, inner, event_shape
+
+    def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *data"]:
+        return self.operator(self.inner(x))
+
+    def data_size(self, y: Float[Tensor, "*data"]) -> int:
+        return self.operator.data_size(y)
+
+
 class LinearFunctions(LinearOperator):
     """A linear operator from its two functions."""
 

@@ -14,6 +14,7 @@ from invdiff.sampler.guidance.guidance import Guidance
 from invdiff.sampler.guidance.moment_matching import MomentMatching
 from invdiff.sampler.guidance.pigdm import PiGDM
 from invdiff.sampler.guidance.proximal import DDS, DiffPIR, Proximal
+from invdiff.sampler.guidance.stsl import STSL
 from invdiff.sampler.integrator import ExponentialMultistep, named
 from invdiff.sampler.loop import DiffusionSampler, Sampler
 from invdiff.sampler.particle_sampler import ParticleSampler
@@ -134,6 +135,7 @@ pigdm = guided(PiGDM)
 diffpir = guided(DiffPIR)
 proximal = guided(Proximal)
 moment_matching = guided(MomentMatching)
+stsl = guided(STSL)
 plug_and_play = levelled(PlugAndPlay)
 split_langevin = levelled(SplitLangevin)
 moment_twisted = filtered(MomentTwisted)

@@ -65,7 +65,7 @@ def test_intrinsic_dimension_of_a_plane(flipd):
 
 
 def test_hallucination_score_finds_estimates_that_do_not_settle():
-    """A denoiser that still moves at low noise for half of the samples: they score highest, exact ones near 0."""
+    """A denoiser that still moves at low noise for half of the samples: they score highest."""
     prior = mixture()
 
     class Restless:
