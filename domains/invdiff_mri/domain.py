@@ -164,7 +164,7 @@ class MRI:
         return problems
 
     def training_data(self, settings: Mapping[str, Any]) -> TrainingData:
-        """Slices for `invdiff train`: `root`, `sources` (path, share, held_out), `validation_images`."""
+        """Slices for `invdiff train`: `root`, `sources` (path, share, held_out), `contrast`."""
         root = Path(str(settings["root"]))
         sources = []
         for source in settings["sources"]:
@@ -173,7 +173,9 @@ class MRI:
                 raise InputError(f"there is no training file {path}; set data.root=FOLDER")
             held_out = tuple(int(subject) for subject in source.get("held_out", ()))
             sources.append(Source(path, float(source["share"]), held_out))
-        return MagnitudeSlices(sources, int(settings.get("validation_images", 24)))
+        return MagnitudeSlices(
+            sources, int(settings.get("validation_images", 24)), float(settings.get("contrast", 0.0))
+        )
 
     def adapt_prior(self, prior: Prior, problem: Problem) -> Prior:
         card = prior.card

@@ -5,8 +5,8 @@ the time, m itself and half of the time `m cos(phase)`, the signed real part
 under a random phase: a random constant and low-order polynomial, a smooth
 random field with local detail, and a phase offset of the brightest tissue (fat
 is off-resonance). So one network serves magnitude, real and imaginary parts.
-Contrast is varied by a power of .7 to 1.4 for half of the images, receive
-shading multiplies by the exponential of a smooth field, and intensity is scaled
+Contrast may be varied by a power for half of the images, receive shading
+multiplies by the exponential of a smooth field, and intensity is scaled
 by .6 to 1.3, since the data scale of a scan is known only that well.
 """
 
@@ -71,9 +71,13 @@ class MagnitudeSlices:
     Args:
         sources: files with their shares and the subjects held out for validation.
         validation_images: how many held-out slices validate (evenly spaced).
+        contrast: largest |log| of the power that half of the magnitudes are raised to.
     """
 
-    def __init__(self, sources: Sequence[Source], validation_images: int = 24) -> None:
+    def __init__(
+        self, sources: Sequence[Source], validation_images: int = 24, contrast: float = 0.0
+    ) -> None:
+        self.contrast = contrast
         self.shares = torch.tensor([source.share for source in sources])
         self.train: list[Tensor] = []
         held: list[Tensor] = []
@@ -105,9 +109,10 @@ class MagnitudeSlices:
             raw.append(window)
         magnitude = torch.stack(raw)[:, None].float() / 255
         magnitude = self._geometry(magnitude, crop, generator)
-        power = _uniform(-0.35, 0.35, (size, 1, 1, 1), generator).exp()
-        power = torch.where(torch.rand(size, 1, 1, 1, generator=generator) < 0.5, power, 1.0)
-        magnitude = magnitude.pow(power)
+        if self.contrast > 0:
+            power = _uniform(-self.contrast, self.contrast, (size, 1, 1, 1), generator).exp()
+            power = torch.where(torch.rand(size, 1, 1, 1, generator=generator) < 0.5, power, 1.0)
+            magnitude = magnitude.pow(power)
         shading = _uniform(0, 0.4, (size, 1, 1, 1), generator) * smooth_field(size, crop, 3, generator)
         shading = shading * (torch.rand(size, 1, 1, 1, generator=generator) < 0.6)
         gain = _uniform(0.6, 1.3, (size, 1, 1, 1), generator)

@@ -100,3 +100,15 @@ def test_bad_training_input(tmp_path):
     with pytest.raises(InputError, match=r"data\.root"):
         train_from_config(config, ["data.root=/nowhere"], lambda line: None)
     assert CliRunner().invoke(app, ["train"]).exit_code == 2
+
+
+def test_a_refinement_begins_at_the_given_weights(tmp_path):
+    first = train_from_config(write(tmp_path, "first", steps=120), [], lambda line: None)
+    config = write(tmp_path, "second", steps=4)
+    gentle = [f"start={first}", "training.learning_rate=1e-9", "data.contrast=0.3"]
+    second = train_from_config(config, gentle, lambda line: None)
+    one, two = load_safetensors({"path": first}), load_safetensors({"path": second})
+    for a, b in zip(one.network.parameters(), two.network.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    with pytest.raises(InputError, match="does not fit"):
+        train_from_config(write(tmp_path, "third"), [f"start={first}", "network.widths=[16,8]"], print)
