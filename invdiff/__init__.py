@@ -46,41 +46,81 @@ _EXPORTS = {
     "PriorCard": "invdiff.prior.prior",
     "TrainingData": "invdiff.prior.training",
     "keyed_stream": "invdiff.sampler.keys",
+    "PoissonNoise": "invdiff.measurement.likelihoods",
+    "PoissonGaussianNoise": "invdiff.measurement.likelihoods",
+    "RicianNoise": "invdiff.measurement.likelihoods",
+    "LaplaceNoise": "invdiff.measurement.likelihoods",
+    "QuantisedNoise": "invdiff.measurement.likelihoods",
+    "Noise": "invdiff.measurement.noise",
+    "Magnitude": "invdiff.measurement.nonlinear",
+    "PhaseRetrieval": "invdiff.measurement.nonlinear",
+    "Saturation": "invdiff.measurement.nonlinear",
+    "Composed": "invdiff.measurement.operator",
+    "Composition": "invdiff.prior.compose",
+    "LatentPrior": "invdiff.sampler.latent",
+    "autoencoder_maps": "invdiff.sampler.latent",
+    "NoiseSearch": "invdiff.sampler.noise_search",
+    "ParticleSampler": "invdiff.sampler.particle_sampler",
+    "nuts": "invdiff.sampler.reference",
+    "infer_level": "invdiff.sampler.reference",
+    "NoiseLevel": "invdiff.sampler.reference",
+    "Gain": "invdiff.sampler.reference",
+    "sample_prior": "invdiff.sampler.unconditional",
 }
 
 _RENAMED = {"keyed_stream": "stream", "load_plugin": "load"}
 
 __all__ = [
     "ChannelwisePrior",
+    "Composed",
+    "Composition",
     "Config",
     "Domain",
     "Estimates",
     "Figure",
+    "Gain",
     "GaussianMixture",
     "GaussianNoise",
     "GaussianPrior",
     "InputError",
+    "LaplaceNoise",
+    "LatentPrior",
     "LinearOperator",
+    "Magnitude",
     "MatrixOperator",
     "Measurement",
     "NetworkPrior",
+    "Noise",
+    "NoiseLevel",
+    "NoiseSearch",
     "Operator",
+    "ParticleSampler",
+    "PhaseRetrieval",
+    "PoissonGaussianNoise",
+    "PoissonNoise",
     "Posterior",
     "Prior",
     "PriorCard",
     "Problem",
+    "QuantisedNoise",
+    "RicianNoise",
+    "Saturation",
     "Summary",
     "Tick",
     "TrainingData",
     "UnknownGaussianNoise",
     "__version__",
     "as_operator",
+    "autoencoder_maps",
     "compose",
+    "infer_level",
     "keyed_stream",
     "load_plugin",
     "load_safetensors",
     "make_sampler",
+    "nuts",
     "sample",
+    "sample_prior",
     "save_prior",
     "simulate",
     "solve",
@@ -93,11 +133,20 @@ if TYPE_CHECKING:
     from invdiff.config import compose
     from invdiff.domain import Config, Domain, Estimates, Figure, Problem, Summary, Tick
     from invdiff.errors import InputError, unknown_name
+    from invdiff.measurement.likelihoods import (
+        LaplaceNoise,
+        PoissonGaussianNoise,
+        PoissonNoise,
+        QuantisedNoise,
+        RicianNoise,
+    )
     from invdiff.measurement.measurement import Measurement, simulate
-    from invdiff.measurement.noise import GaussianNoise, UnknownGaussianNoise
-    from invdiff.measurement.operator import LinearOperator, MatrixOperator, Operator, as_operator
+    from invdiff.measurement.noise import GaussianNoise, Noise, UnknownGaussianNoise
+    from invdiff.measurement.nonlinear import Magnitude, PhaseRetrieval, Saturation
+    from invdiff.measurement.operator import Composed, LinearOperator, MatrixOperator, Operator, as_operator
     from invdiff.posterior import Posterior
     from invdiff.prior.checkpoint import load_safetensors, save_prior, wrap_deepinv
+    from invdiff.prior.compose import Composition
     from invdiff.prior.gaussian import GaussianPrior
     from invdiff.prior.mixture import GaussianMixture
     from invdiff.prior.network import ChannelwisePrior, NetworkPrior
@@ -105,6 +154,11 @@ if TYPE_CHECKING:
     from invdiff.prior.training import TrainingData
     from invdiff.registry import load as load_plugin
     from invdiff.sampler.keys import stream as keyed_stream
+    from invdiff.sampler.latent import LatentPrior, autoencoder_maps
+    from invdiff.sampler.noise_search import NoiseSearch
+    from invdiff.sampler.particle_sampler import ParticleSampler
+    from invdiff.sampler.reference import Gain, NoiseLevel, infer_level, nuts
+    from invdiff.sampler.unconditional import sample_prior
 
 
 def __getattr__(name: str) -> Any:

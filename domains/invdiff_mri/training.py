@@ -74,9 +74,7 @@ class MagnitudeSlices:
         contrast: largest |log| of the power that half of the magnitudes are raised to.
     """
 
-    def __init__(
-        self, sources: Sequence[Source], validation_images: int = 24, contrast: float = 0.0
-    ) -> None:
+    def __init__(self, sources: Sequence[Source], validation_images: int = 24, contrast: float = 0.0) -> None:
         self.contrast = contrast
         self.shares = torch.tensor([source.share for source in sources])
         self.train: list[Tensor] = []

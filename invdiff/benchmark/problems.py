@@ -124,6 +124,13 @@ def toy(name: str, problem: Toy) -> Known:
     )
 
 
+def nonlinear(names: tuple[str, ...] | None = None) -> list[Known]:
+    """Nonlinear operators and other noise than Gaussian."""
+    from invdiff.benchmark.nonlinear import nonlinear_problems
+
+    return [known for known in nonlinear_problems() if names is None or known.name in names]
+
+
 def grid_sampler(problem: Toy) -> Callable[[int, torch.Generator], Tensor]:
     """Exact draws in one or two dimensions from the density tabulated on a fine grid."""
     dim, reach = len(problem.mean), 9.0
@@ -152,6 +159,7 @@ QUICK: dict[str, Callable[[], list[Known]]] = {
         toy("fk1d", fk1d()),
         toy("product", composed((first_factor(), 1.0), (second_factor(), 1.0))),
     ],
+    "nonlinear": lambda: nonlinear(("magnitude", "poisson affine")),
 }
 FULL: dict[str, Callable[[], list[Known]]] = {
     "lingauss": lambda: [
@@ -166,4 +174,5 @@ FULL: dict[str, Callable[[], list[Known]]] = {
         toy("product", composed((first_factor(), 1.0), (second_factor(), 1.0))),
         toy("guidance", composed((first_factor(), -0.75), (second_factor(), 1.75))),
     ],
+    "nonlinear": lambda: nonlinear(),
 }

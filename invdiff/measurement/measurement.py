@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from invdiff.errors import InputError
 from invdiff.measurement.linear import Solution, conjugate_gradients
 from invdiff.measurement.noise import GaussianNoise, Noise
 from invdiff.measurement.operator import LinearOperator, Operator, checked, require_linear
@@ -29,6 +30,7 @@ class Measurement:
 
     def __post_init__(self) -> None:
         checked(self.y, "the measurement")
+        self.noise.check(self.y)
 
     @property
     def size(self) -> int:
@@ -43,14 +45,27 @@ class Measurement:
         """The operator, refused with one sentence where it is not linear."""
         return require_linear(self.operator, method)
 
+    def gaussian(self, method: str) -> GaussianNoise:
+        """The noise, refused with one sentence where it is not Gaussian."""
+        if not isinstance(self.noise, GaussianNoise):
+            raise InputError(
+                f"sampler {method!r} needs Gaussian noise and this is {type(self.noise).__name__}; "
+                "use sampler=moment_twisted or sampler=steering"
+            )
+        return self.noise
+
     def residual(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *data"]:
         """`y - A(x)`."""
         return self.y.to(x) - self.operator(x)
 
     def chi2(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch"]:
-        """`|y - A(x)|^2 / (sigma_y^2 m)` in float64: near 1 for posterior samples, below for means."""
-        square = self.residual(x).flatten(1).double().square().sum(dim=1)
-        return square / (self.noise.variance() * self.size)
+        """Mean of `(y - E[y | A x])^2 / Var[y | A x]` in float64: near 1 for samples, below for means.
+
+        For Gaussian noise this is `|y - A x|^2 / (sigma_y^2 m)`, for counts Pearson's statistic.
+        """
+        clean = self.operator(x).double()
+        square = (self.y.to(clean) - self.noise.mean_at(clean)) ** 2 / self.noise.variance_at(clean)
+        return square.flatten(1).sum(dim=1) / self.size
 
     def log_likelihood(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch"]:
         """`log p(y | x)`, float64, normalised, differentiable."""

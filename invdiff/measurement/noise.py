@@ -29,6 +29,15 @@ class Noise(Protocol):
     def variance(self) -> float:
         """Variance per component: of a Gaussian, else of its Gaussian approximation."""
 
+    def mean_at(self, clean: Float[Tensor, "*data"]) -> Float[Tensor, "*data"]:
+        """`E[y | clean]`, component by component, differentiable."""
+
+    def variance_at(self, clean: Float[Tensor, "*data"]) -> Float[Tensor, "*data"]:
+        """`Var[y | clean]`: with `mean_at`, the Gaussian approximation of the law of y."""
+
+    def check(self, y: Float[Tensor, "*data"]) -> None:
+        """Raise InputError where y cannot have come from this noise."""
+
     def sample(self, clean: Float[Tensor, "*data"], generator: torch.Generator) -> Float[Tensor, "*data"]:
         """One noisy measurement of `clean`."""
 
@@ -59,6 +68,15 @@ class GaussianNoise:
 
     def variance(self) -> float:
         return self.sigma**2
+
+    def mean_at(self, clean: Float[Tensor, "*data"]) -> Float[Tensor, "*data"]:
+        return clean
+
+    def variance_at(self, clean: Float[Tensor, "*data"]) -> Float[Tensor, "*data"]:
+        return clean.new_tensor(self.sigma**2).expand(clean.shape)
+
+    def check(self, y: Float[Tensor, "*data"]) -> None:
+        """Any finite y is possible."""
 
     def sample(self, clean: Float[Tensor, "*data"], generator: torch.Generator) -> Float[Tensor, "*data"]:
         noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)

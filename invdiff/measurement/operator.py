@@ -90,21 +90,27 @@ class FunctionOperator(Operator):
 
 
 class Composed(Operator):
-    """`A(f(z))` for a differentiable map f, such as a decoder; nonlinear."""
+    """Operators or differentiable maps in turn, the first given first.
+
+    `Composed(coils, Magnitude())` is |S x|. The last part must be an operator. Nonlinear, whatever its parts.
+    """
 
     def __init__(
-        self,
-        operator: Operator,
-        inner: Callable[[Tensor], Tensor],
-        event_shape: tuple[int, ...] | None = None,
+        self, *parts: Operator | Callable[[Tensor], Tensor], event_shape: tuple[int, ...] | None = None
     ) -> None:
-        self.operator, self.inner, self.event_shape = operator, inner, event_shape
+        if not parts or not isinstance(parts[-1], Operator):
+            raise InputError("a composition needs at least one operator, as its last part")
+        self.parts, self.last = parts, parts[-1]
+        first = parts[0]
+        self.event_shape = first.event_shape if isinstance(first, Operator) else event_shape
 
     def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *data"]:
-        return self.operator(self.inner(x))
+        for part in self.parts:
+            x = part(x)
+        return x
 
     def data_size(self, y: Float[Tensor, "*data"]) -> int:
-        return self.operator.data_size(y)
+        return self.last.data_size(y)
 
 
 class LinearFunctions(LinearOperator):

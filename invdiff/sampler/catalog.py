@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from invdiff.errors import InputError
 from invdiff.prior.prior import PriorCard
 from invdiff.sampler import schedule as schedules
+from invdiff.sampler.daps import DAPS
 from invdiff.sampler.guidance.dps import DPS, LikelihoodGradient
 from invdiff.sampler.guidance.guidance import Guidance
 from invdiff.sampler.guidance.moment_matching import MomentMatching
@@ -19,9 +20,13 @@ from invdiff.sampler.integrator import ExponentialMultistep, named
 from invdiff.sampler.loop import DiffusionSampler, Sampler
 from invdiff.sampler.particle_sampler import ParticleSampler
 from invdiff.sampler.plug_and_play import PlugAndPlay
+from invdiff.sampler.red_diff import REDdiff
+from invdiff.sampler.split_gibbs import SplitGibbs
 from invdiff.sampler.split_langevin import SplitLangevin
+from invdiff.sampler.weighting.ddsmc import DDSMC
 from invdiff.sampler.weighting.ensemble import Ensemble
 from invdiff.sampler.weighting.lookahead import Lookahead
+from invdiff.sampler.weighting.mcgdiff import MCGDiff
 from invdiff.sampler.weighting.moment_twisted import MomentTwisted
 from invdiff.sampler.weighting.steering import Steering
 from invdiff.sampler.weighting.twisted import Twisted
@@ -138,7 +143,12 @@ moment_matching = guided(MomentMatching)
 stsl = guided(STSL)
 plug_and_play = levelled(PlugAndPlay)
 split_langevin = levelled(SplitLangevin)
+split_gibbs = levelled(SplitGibbs)
+daps = levelled(DAPS)
+red_diff = levelled(REDdiff)
 moment_twisted = filtered(MomentTwisted)
+ddsmc = filtered(DDSMC)
+mcgdiff = filtered(MCGDiff)
 twisted = filtered(Twisted)
 ensemble = filtered(Ensemble)
 steering = filtered(Steering)

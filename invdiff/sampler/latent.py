@@ -46,7 +46,9 @@ class LatentPrior:
 
     def measurement(self, measurement: Measurement) -> Measurement:
         """The same data as a measurement of z."""
-        return replace(measurement, operator=Composed(measurement.operator, self.decode, self.shape))
+        return replace(
+            measurement, operator=Composed(self.decode, measurement.operator, event_shape=self.shape)
+        )
 
 
 def autoencoder_maps(network: nn.Module, scale: float = 1.0) -> tuple[Map, Map]:

@@ -56,7 +56,7 @@ class PlugAndPlay:
         progress: Progress | None = None,
     ) -> Draws:
         operator = measurement.linear(self.name)
-        weight = self.trust / measurement.noise.variance()
+        weight = self.trust / measurement.gaussian(self.name).variance()
         data = operator.adjoint(measurement.y.to(noise.device, noise.dtype)[None])
         x = measurement.proximal(
             torch.zeros_like(data),

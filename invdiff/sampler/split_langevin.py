@@ -106,7 +106,7 @@ class SplitLangevin:
             )
             return replace(self, start=estimate.x, norm2=norm2)
         mean = torch.full((1, *shape), prior.card.mean, device=device, dtype=dtype)
-        weight = 1e2 * prior.card.std**2 / measurement.noise.variance()
+        weight = 1e2 * prior.card.std**2 / measurement.gaussian(self.name).variance()
         start = measurement.proximal(mean, weight, iterations=10, direct=False).x
         return replace(self, start=start, norm2=norm2)
 
@@ -121,7 +121,7 @@ class SplitLangevin:
     ) -> Draws:
         operator = measurement.linear(self.name)
         y = measurement.y.to(noise.device, noise.dtype)[None]
-        variance = measurement.noise.variance()
+        variance = measurement.gaussian(self.name).variance()
         level = math.sqrt(variance)
         ready = self.prepare(prior, measurement, shape, noise.device, noise.dtype)
         assert ready.start is not None

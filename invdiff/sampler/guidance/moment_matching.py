@@ -47,7 +47,7 @@ class MomentMatching:
         sigma_next: float,
     ) -> Guided:
         operator = measurement.linear(self.name)
-        noise = measurement.noise.variance()
+        noise = measurement.gaussian(self.name).variance()
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             denoised = prior.denoise(leaf, sigma)

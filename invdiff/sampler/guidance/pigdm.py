@@ -59,7 +59,7 @@ class PiGDM:
                 center = denoised.detach()
                 solution = measurement.proximal(
                     center,
-                    r2 / measurement.noise.variance(),
+                    r2 / measurement.gaussian(self.name).variance(),
                     iterations=self.iterations,
                     tolerance=self.tolerance,
                 )

@@ -70,7 +70,7 @@ class Proximal:
         r2 = self.inflate * conditional_variance(prior.card, sigma, self.variance)
         solution = measurement.proximal(
             denoised,
-            r2 / measurement.noise.variance(),
+            r2 / measurement.gaussian(self.name).variance(),
             iterations=self.iterations,
             tolerance=self.tolerance,
         )
@@ -136,6 +136,6 @@ class DiffPIR:
         sigma_next: float,
     ) -> Guided:
         denoised = prior.denoise(x, sigma)
-        gamma = sigma**2 / (self.weight * measurement.noise.variance())
+        gamma = sigma**2 / (self.weight * measurement.gaussian(self.name).variance())
         solution = measurement.proximal(denoised, gamma, iterations=self.iterations, tolerance=self.tolerance)
         return Guided(solution.x)

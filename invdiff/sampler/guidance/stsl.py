@@ -84,7 +84,9 @@ class STSL:
                 signs = rademacher(x)
                 h = self.probe * sigma
                 change = prior.denoise(leaf + h * signs, sigma) - denoised
-                weight = self.trace * measurement.noise.variance() / (x[0].numel() * h * sigma**2)
+                weight = (
+                    self.trace * measurement.gaussian(self.name).variance() / (x[0].numel() * h * sigma**2)
+                )
                 loss = loss + weight * (signs * change).sum()
             (gradient,) = torch.autograd.grad(loss, leaf)
         return gradient

@@ -98,6 +98,7 @@ class Ensemble:
         device: torch.device,
         dtype: torch.dtype,
     ) -> EnsembleModel:
+        measurement.gaussian(self.name)
         operator, norm = measurement.operator, 1.0
         if isinstance(operator, LinearOperator):
             norm = operator_norm(operator.normal, shape, device=device, dtype=dtype)

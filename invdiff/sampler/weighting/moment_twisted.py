@@ -7,7 +7,9 @@ Target: the law of x0 given y under the prior that D defines. With C(x) = Cov[x0
 
 is the second-order (Tweedie) approximation of p(y | x_sigma = x), heavy-tailed so that a
 particle between two modes is not given up early. C H^T comes from finite differences of D along
-the rows of H: m + 1 network calls, no network derivative, D stays a black box.
+the rows of H: m + 1 network calls, no network derivative, D stays a black box. Noise that depends on
+the signal is linearised statistically: at c = A(D) +- sqrt(diag H C H^T), E[y | c] gives mean and slope
+(which joins H) and Var[y | c] stands for sigma_y^2.
 
 The prior kernel sigma -> s is a stochastic Heun step, with rho = (s / sigma)^2, q = 1 - rho,
 v = s^2 q and the gain of an isotropic Gaussian (I - q J)^(-1/2) for its noise:
@@ -47,6 +49,7 @@ from torch import Tensor
 
 from invdiff.errors import InputError
 from invdiff.measurement.measurement import Measurement
+from invdiff.measurement.noise import GaussianNoise
 from invdiff.measurement.operator import LinearOperator
 from invdiff.prior.prior import Prior
 from invdiff.sampler import feynman_kac
@@ -146,7 +149,7 @@ class Problem:
                 f"moment_twisted works with at most {LARGEST} measured components and the data have "
                 f"{self.y.numel()}; use sampler=twisted"
             )
-        self.noise = measurement.noise.variance()
+        self.floor = 1e-6 * measurement.noise.variance()
 
     @property
     def size(self) -> int:
@@ -164,6 +167,18 @@ class Problem:
             return x @ self.rows.mT
         with torch.no_grad():
             return self.measurement.operator(x.reshape(-1, *self.shape)).flatten(1)
+
+    def approximated(
+        self, clean: Float[Tensor, "some data"], spread: Float[Tensor, "some data"]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, slope and variance of y as a Gaussian whose mean is linear in the clean data."""
+        noise = self.measurement.noise
+        if isinstance(noise, GaussianNoise):
+            return clean, torch.ones_like(clean), noise.variance_at(clean)
+        width = spread.clamp_min(1e-4 * (clean.abs() + math.sqrt(noise.variance())))
+        up, down = noise.mean_at(clean + width), noise.mean_at(clean - width)
+        variance = 0.5 * (noise.variance_at(clean + width) + noise.variance_at(clean - width))
+        return 0.5 * (up + down), (up - down) / (2 * width), variance.clamp_min(self.floor)
 
     def jacobian(self, x: Float[Tensor, "some size"]) -> Float[Tensor, "some data size"]:
         """Rows of dA/dx at each x; the operator's derivative, never the network's."""
@@ -196,6 +211,9 @@ class Particles:
     gram: Float[Tensor, "n data data"]
     root: Float[Tensor, "n data data"]
     white: Float[Tensor, "n data"]
+    slope: Float[Tensor, "n data"]
+    residual: Float[Tensor, "n data"]
+    variance: Float[Tensor, "n data"]
     damping: Float[Tensor, "n"]
     log_twist: Float[Tensor, "n"]
 
@@ -261,8 +279,12 @@ class MomentTwistedModel:
         stacked = torch.stack(cross, dim=1)
         gram = stacked @ rows.mT
         gram = 0.5 * (gram + gram.mT)
-        root = cholesky(gram, problem.noise)
-        residual = problem.y - problem.forward(denoised)
+        spread = gram.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+        mean, slope, variance = problem.approximated(problem.forward(denoised), spread)
+        stacked = slope[..., None] * stacked
+        gram = slope[..., None] * gram * slope[:, None]
+        root = cholesky(gram, variance)
+        residual = problem.y - mean
         white = torch.linalg.solve_triangular(root, residual[..., None], upper=False)[..., 0]
         square, size = white.square().sum(1).double(), rows.shape[1]
         log_det = root.diagonal(dim1=-2, dim2=-1).log().sum(1).double()
@@ -274,12 +296,13 @@ class MomentTwistedModel:
         else:
             log_twist = -0.5 * square - log_det - size / 2 * math.log(2 * math.pi)
             damping = torch.ones_like(square)
-        return Particles(x, denoised, stacked, gram, root, white, damping.to(x), log_twist)
+        tensors = (stacked, gram, root, white, slope, residual, variance)
+        return Particles(x, denoised, *tensors, damping.to(x), log_twist)
 
     def last(self, particles: Particles, generator: torch.Generator) -> tuple[Particles, Float[Tensor, "n"]]:
         """x0 from N(D, C~) given the linearised data; the weight takes the true likelihood."""
         p, problem = particles, self.problem
-        rows = problem.jacobian(p.denoised)
+        rows, wide = p.slope[..., None] * problem.jacobian(p.denoised), p.variance.double()
         count, size = p.white.shape
         values, vectors = torch.linalg.eigh(p.gram)
         values = values.clamp_min(0)
@@ -290,16 +313,13 @@ class MomentTwistedModel:
         half = (vectors * values.sqrt()[:, None]) @ vectors.mT  # the symmetric root: no choice of basis
         seen = apply(half, problem.normal((count, size), generator))
         draw = free + apply(lift.mT, seen - apply(rows, free))  # ~ N(0, C~), with H draw = seen
-        residual = problem.y - problem.forward(p.denoised)
-        noise = math.sqrt(problem.noise) * problem.normal((count, size), generator)
-        gap = torch.cholesky_solve((residual - seen - noise)[..., None], p.root)[..., 0]
+        noise = p.variance.sqrt() * problem.normal((count, size), generator)
+        gap = torch.cholesky_solve((p.residual - seen - noise)[..., None], p.root)[..., 0]
         x0 = p.denoised + draw + apply(p.cross.mT, gap)
         square = p.white.square().sum(1).double()
         log_det = p.root.diagonal(dim1=-2, dim2=-1).log().sum(1).double()
-        linear = (residual - apply(rows, x0 - p.denoised)).double().square().sum(1) / problem.noise
-        weight = problem.log_likelihood(x0) - (
-            -0.5 * linear - 0.5 * size * math.log(2 * math.pi * problem.noise)
-        )
+        linear = (p.residual - apply(rows, x0 - p.denoised)).double().square() / wide
+        weight = problem.log_likelihood(x0) + 0.5 * (linear + (2 * math.pi * wide).log()).sum(1)
         predictive = -0.5 * square - log_det - 0.5 * size * math.log(2 * math.pi)
         return replace(p, x=x0), predictive + weight - p.log_twist
 
@@ -309,13 +329,16 @@ def apply(matrix: Float[Tensor, "n a b"], vector: Float[Tensor, "n b"]) -> Float
     return (matrix @ vector[..., None])[..., 0]
 
 
-def cholesky(gram: Float[Tensor, "n data data"], noise: float) -> Float[Tensor, "n data data"]:
-    """Root of `G + sigma_y^2`, with eigenvalues raised to sigma_y^2 where G is not positive."""
-    total = gram + noise * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+def cholesky(
+    gram: Float[Tensor, "n data data"], noise: Float[Tensor, "n data"]
+) -> Float[Tensor, "n data data"]:
+    """Root of `G + diag(noise)`, with eigenvalues raised to the least noise where G is not positive."""
+    total = gram + torch.diag_embed(noise)
     failed = torch.linalg.cholesky_ex(total).info > 0
     if bool(failed.any()):
         values, vectors = torch.linalg.eigh(total)
-        total = (vectors * values.clamp_min(noise)[:, None]) @ vectors.mT
+        least = noise.amin(dim=1, keepdim=True)
+        total = (vectors * torch.maximum(values, least)[:, None]) @ vectors.mT
     root: Tensor = torch.linalg.cholesky(total)
     return root
 
