@@ -44,6 +44,13 @@ def choices(group: str) -> dict[str, Path]:
     return found
 
 
+def first_comment(path: Path) -> str:
+    """What a setting's file says of itself in its first line; empty where that is no comment."""
+    with path.open() as file:
+        line = file.readline().strip()
+    return line.removeprefix("#").strip() if line.startswith("#") else ""
+
+
 def _peek(group: str, name: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
 

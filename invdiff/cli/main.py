@@ -295,10 +295,15 @@ def list_(
             ]
             typer.echo(json.dumps(rows))
             return
+        from invdiff.config import choices, first_comment
+
         for group, known in found.items():
             typer.echo(group)
+            said = choices(group.removesuffix("s"))
             for plugin in sorted(known.values(), key=lambda p: p.name):
-                typer.echo(f"  {plugin.name:22s} {plugin.distribution} {plugin.version}  {plugin.target}")
+                words = first_comment(said[plugin.name]) if plugin.name in said else ""
+                where = f"{plugin.distribution} {plugin.version}"
+                typer.echo(f"  {plugin.name:22s} {where:16s} {words or plugin.target}")
 
 
 @app.command()
