@@ -33,6 +33,7 @@ from invdiff.run.directory import (
     write_json,
     write_text,
 )
+from invdiff.run.filters import filter_facts, filter_warnings
 from invdiff.sampler.loop import Sampler, draw, needs_linear, prepared, whole_groups
 
 Report = Callable[[str, int, int], None]
@@ -371,9 +372,9 @@ def _finish(job: Job, run: Path, results: list[ItemResult]) -> dict[str, Any]:
             chi2_mean = float(result.problem.measurement.chi2(mean)[0])
         metrics[result.problem.id] = {
             "table": result.summary.table,
-            "facts": result.summary.facts,
+            "facts": {**result.summary.facts, **filter_facts(result.posterior)},
             "convention": result.summary.convention,
-            "warnings": list(result.summary.warnings),
+            "warnings": [*result.summary.warnings, *filter_warnings(result.posterior)],
             "chi2_per_sample": residual,
             "chi2_of_mean": round(chi2_mean, 4),
             "notes": {**result.problem.notes, **inferred_level(result)},

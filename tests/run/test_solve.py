@@ -211,3 +211,19 @@ def test_import_budget():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))
+
+
+def test_a_particle_run_reports_its_filters(tmp_path):
+    """Evidence and ESS are in the metrics; on an image the report says that weights only select."""
+    from invdiff.api import solve
+
+    out = tmp_path / "run"
+    solve(
+        "domain=array", "sampler=twisted", "sampler.particles=4", "sampler.keep=1", "sampler.steps=10",
+        "samples=2", out=str(out),
+    )  # fmt: skip
+    item = next(iter(json.loads((out / "metrics.json").read_text()).values()))
+    assert item["facts"]["filters"] == 2
+    assert "smallest ESS / N" in item["facts"]
+    assert any("select particles" in sentence for sentence in item["warnings"])
+    assert "select particles" in (out / "report.html").read_text()
