@@ -36,7 +36,7 @@ def filter_warnings(posterior: Posterior) -> tuple[str, ...]:
     if not filters or max(_wide(filters)) <= SELECTS:
         return ()
     return (
-        "The log-weights change by a variance above 4 at some step: they select particles and do not make the "
+        "The log-weights change by a variance above 4 at a step: they select particles and do not make the "
         "samples follow the posterior. Compare replicate runs, and do not read the evidence.",
     )
 
