@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -128,7 +129,9 @@ def nonlinear(names: tuple[str, ...] | None = None) -> list[Known]:
     """Nonlinear operators and other noise than Gaussian."""
     from invdiff.benchmark.nonlinear import nonlinear_problems
 
-    return [known for known in nonlinear_problems() if names is None or known.name in names]
+    # Fewer draws than for other toys: Langevin inside a sampler is dear.
+    chosen = [known for known in nonlinear_problems() if names is None or known.name in names]
+    return [replace(known, draws=1000) for known in chosen]
 
 
 def grid_sampler(problem: Toy) -> Callable[[int, torch.Generator], Tensor]:
