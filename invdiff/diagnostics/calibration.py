@@ -115,13 +115,8 @@ def check_scalar(
 
 def _null_z2(problems: int, draws: int, repeats: int = 4000) -> Float[Tensor, "repeats"]:
     """z^2 of Gaussian posteriors with `draws` samples, simulated: t_{draws-1}^2 (1 + 1/draws)."""
-    generator = torch.Generator().manual_seed(11)
-    normal = torch.randn(repeats, problems, generator=generator, dtype=torch.float64)
-    shape = torch.full((repeats, problems), (draws - 1) / 2, dtype=torch.float64)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(12)
-        chi2 = 2 * torch._standard_gamma(shape)
-    return (normal.square() * (1 + 1 / draws) / (chi2 / (draws - 1))).mean(dim=1)
+    t = np.random.default_rng(11).standard_t(draws - 1, (repeats, problems))
+    return torch.from_numpy((t**2).mean(axis=1) * (1 + 1 / draws))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from invdiff.benchmark.problems import QUICK
-from invdiff.benchmark.verify import shipped
+from invdiff.benchmark.verify import one_filter, shipped
 from invdiff.config import compose
 from invdiff.diagnostics.calibration import Calibration, Tarp, check_scalar, tarp
 from invdiff.diagnostics.functionals import functionals
@@ -29,7 +29,6 @@ from invdiff.prior.prior import Prior
 from invdiff.run.directory import write_json
 from invdiff.sampler.keys import stream
 from invdiff.sampler.loop import Sampler, draw, prepared
-from invdiff.sampler.particle_sampler import ParticleSampler
 from invdiff.sampler.unconditional import sample_prior
 
 DATA = 5  # end of the keys of simulated noise
@@ -78,9 +77,7 @@ def run_calibrate(
     else:
         chosen = [*overrides, *([f"sampler={sampler}"] if sampler else [])]
         prior, measurement, shape, made, dtype = configured(chosen)
-    if isinstance(made, ParticleSampler):
-        ratio = made.particles / made.keep
-        made = replace(made, keep=draws, particles=max(made.particles, round(ratio * draws)))
+    made = one_filter(made, draws)
     began = time.time()
     truths, samples = collect(prior, measurement, shape, made, dtype, problems, draws, seed, report)
     results = [check_scalar(name, truths[name], samples[name], seed) for name in truths]
@@ -140,9 +137,9 @@ def collect(
         generator = stream(seed, number, DATA)
         with torch.no_grad():
             clean = measurement.operator(truth)[0]
-            noisy = measurement.noise.sample(clean, generator)
-            # Components that the operator does not measure stay zero.
-            y = torch.where(clean == 0, clean, noisy)
+            y = measurement.noise.sample(clean, generator)
+            if measurement.size < y.numel():  # what a mask leaves out stays zero
+                y = torch.where(clean == 0, clean, y)
         simulated = replace(measurement, y=y)
         ready = prepared(sampler, prior, simulated, shape, dtype=dtype)
         x = draw(

@@ -95,7 +95,11 @@ class FirstHitting:
         many = self.prior.vocabulary
         children = p.tokens.repeat_interleave(many, dim=0)
         children[torch.arange(count * many), site.repeat_interleave(many)] = torch.arange(many).repeat(count)
-        twists = self.twist(children, generator).reshape(count, many)
+        # The prior is not asked about sequences that it calls impossible.
+        possible = torch.isfinite(log_p).flatten()
+        twists = torch.full((count * many,), -math.inf, dtype=torch.float64)
+        twists[possible] = self.twist(children[possible], generator)
+        twists = twists.reshape(count, many)
         joint = log_p + twists
         total = torch.logsumexp(joint, dim=1)
         # A particle without any possible child keeps weight zero; its token is drawn from the prior.
@@ -111,11 +115,13 @@ class FirstHitting:
             return self.reward(tokens).double()
         if not self.completions:
             return torch.zeros(len(tokens), dtype=torch.float64)
-        log_p = self.prior.log_conditionals(tokens).double()
+        masked = tokens == MASK
+        log_p = self.prior.log_conditionals(tokens).double()[masked]
         found = []
         for _ in range(self.completions):
-            draw = categorical(log_p.flatten(0, 1).nan_to_num(0.0), generator).reshape(tokens.shape)
-            found.append(self.reward(torch.where(tokens == MASK, draw, tokens)).double())
+            complete = tokens.clone()
+            complete[masked] = categorical(log_p, generator)
+            found.append(self.reward(complete).double())
         values = torch.stack(found)
         mean = torch.logsumexp(values, dim=0) - math.log(self.completions)
         # A few impossible completions do not make a partial sequence impossible: psi stays positive.
@@ -125,7 +131,13 @@ class FirstHitting:
 
 
 def categorical(log_p: Float[Tensor, "n vocabulary"], generator: torch.Generator) -> Int[Tensor, "n"]:
-    """One index a row by inversion in float64; log_p need not be normalised."""
+    """One index a row by inversion in float64; log_p need not be normalised.
+
+    Raises:
+        FloatingPointError: for NaN.
+    """
+    if bool(torch.isnan(log_p).any()):
+        raise FloatingPointError("the prior's conditional probabilities hold nan")
     edges = torch.softmax(log_p.double(), dim=1).cumsum(dim=1)
     uniform = torch.rand(len(log_p), 1, generator=generator, dtype=torch.float64) * edges[:, -1:]
     return (edges <= uniform).sum(dim=1).clamp_max(log_p.shape[1] - 1)

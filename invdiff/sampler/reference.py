@@ -114,8 +114,10 @@ def nuts(
         mcmc: Any = import_module("pyro.infer.mcmc")
         statistics: Any = import_module("pyro.ops.stats")
         for chain in range(chains):
-            torch.manual_seed(stream(seed, chain).initial_seed())
-            first = prior.card.mean + prior.card.std * torch.randn(shape, dtype=torch.float64)
+            own = stream(seed, chain)
+            torch.manual_seed(own.initial_seed())  # pyro draws from the global generator
+            white = torch.randn(shape, generator=own, dtype=torch.float64)
+            first = prior.card.mean + prior.card.std * white
             run = mcmc.MCMC(
                 mcmc.NUTS(potential_fn=potential, full_mass=True),
                 num_samples=samples,

@@ -36,7 +36,7 @@ def linear():
 # --- NUTS --------------------------------------------------------------------------------------
 
 
-def agrees(chains, mean, covariance, divergences=0):
+def assert_moments(chains, mean, covariance, divergences=0):
     """Means and variances within 4.5 standard errors by the effective sample size, R-hat below 1.03.
 
     False alarm below 1e-4 for the six comparisons of three components, twice that for the errors of the
@@ -62,7 +62,7 @@ def test_nuts_on_a_gaussian():
     assert chains.x.shape == (2, 200, 3) and chains.x.dtype == DOUBLE
     widened = GaussianPrior.diagonal(prior.mean, prior.variance + sigma**2)
     exact = widened.posterior(lambda x: x @ measurement.operator.matrix.mT, measurement.y, 0.3)
-    agrees(chains, exact.mean, exact.covariance)
+    assert_moments(chains, exact.mean, exact.covariance)
 
 
 def test_nuts_on_a_mixture():
@@ -76,7 +76,7 @@ def test_nuts_on_a_mixture():
     between = exact.means - mean
     covariance = torch.einsum("k,kij->ij", exact.weights, exact.covariances)
     covariance = covariance + torch.einsum("k,ki,kj->ij", exact.weights, between, between)
-    agrees(chains, mean, covariance)
+    assert_moments(chains, mean, covariance)
 
 
 def test_nuts_on_counts():
@@ -86,7 +86,7 @@ def test_nuts_on_counts():
     chains = nuts(prior, measurement, (1,), samples=250, warmup=80, chains=2, seed=3)
     grid = torch.linspace(-6, 5, 4001, dtype=DOUBLE)[:, None]
     mean, std = moments(grid[:, 0], prior.log_density(grid) + measurement.log_likelihood(grid))
-    agrees(chains, tensor(mean), tensor([std**2]), divergences=5)  # e^x makes some steps overshoot
+    assert_moments(chains, tensor(mean), tensor([std**2]), divergences=5)  # e^x makes some steps overshoot
 
 
 def test_nuts_says_when_chains_disagree():
@@ -166,7 +166,7 @@ def evidence(prior, measurement, gain, sigma):
     return law.log_evidence
 
 
-def close(draws, mean, std, effective):
+def assert_law(draws, mean, std, effective):
     """Mean and standard deviation of correlated draws within 4.5 standard errors: false alarm 1e-4."""
     assert abs(float(draws.mean()) - mean) < 4.5 * std / math.sqrt(effective)
     assert abs(float(draws.std()) / std - 1) < 4.5 / math.sqrt(effective / 2)
@@ -183,7 +183,7 @@ def test_the_noise_level_has_its_marginal_law(a, b):
     # p(sigma^2) ~ (sigma^2)^(-a-1) exp(-b / sigma^2), in log sigma.
     law = torch.tensor([evidence(prior, measurement, 1.0, math.exp(v)) for v in grid])
     law = law - 2 * a * grid - b * (-2 * grid).exp()
-    close(sigma.log(), *moments(grid, law), effective=300)
+    assert_law(sigma.log(), *moments(grid, law), effective=300)
     assert x.shape == (2000, 3) and bool((sigma > 0).all())
 
 
@@ -195,7 +195,7 @@ def test_the_gain_has_its_marginal_law():
     grid = torch.linspace(-1, 4, 400, dtype=DOUBLE)
     law = torch.tensor([evidence(prior, measurement, float(v), 0.5) for v in grid])
     mean, std = moments(grid, law - 0.5 * (grid - 1) ** 2 / 0.25)
-    close(gain, mean, std, effective=200)
+    assert_law(gain, mean, std, effective=200)
 
 
 def test_a_registered_sampler_draws_x():
