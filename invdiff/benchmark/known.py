@@ -13,6 +13,8 @@ from torch import Tensor
 from invdiff.measurement.measurement import Measurement
 from invdiff.prior.prior import Prior
 
+FLOORS = 10  # pairs of exact sets
+
 Draw = Callable[[int, torch.Generator], Tensor]
 
 
@@ -34,6 +36,21 @@ class Score:
     def z(self) -> float:
         """Deviation in standard deviations of exact sets."""
         return (self.value - self.exact) / max(self.spread, 1e-12)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samplers are compared with.
+
+    Attributes:
+        sets: exact sets.
+        floors: distances between pairs of exact sets.
+        statistics: of exact sets, by name.
+    """
+
+    sets: list[Float[Tensor, "draws *event"]]
+    floors: Float[Tensor, "pairs"]
+    statistics: dict[str, Float[Tensor, "sets"]]
 
 
 @dataclass(frozen=True)
@@ -72,6 +89,18 @@ class Known:
         x = self.sample(max(200, self.draws), torch.Generator().manual_seed(0))
         with torch.no_grad():
             return float(self.measurement.log_likelihood(x).mean()) - self.log_evidence
+
+    @cached_property
+    def reference(self) -> Reference:
+        """Exact sets with their distances and statistics, computed once for all samplers."""
+        sets = self.exact_sets(2 * FLOORS, seed=20_001)
+        pairs = zip(sets[::2], sets[1::2], strict=True)
+        floors = torch.tensor([self.distance(a, b) for a, b in pairs], dtype=torch.float64)
+        values = {
+            name: torch.tensor([statistic(one) for one in sets], dtype=torch.float64)
+            for name, statistic in self.statistics.items()
+        }
+        return Reference(sets[:4], floors, values)
 
     def exact_sets(self, count: int, seed: int) -> list[Float[Tensor, "draws *event"]]:
         """`count` independent exact sets, each as large as a sampler's."""

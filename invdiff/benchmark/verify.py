@@ -42,7 +42,6 @@ from invdiff.sampler.keys import ParticleNoise
 from invdiff.sampler.loop import Draws, Progress, Sampler, draw, prepared
 from invdiff.sampler.particle_sampler import ParticleSampler
 
-FLOORS = 10  # pairs of exact sets
 FACTOR = 1.5  # of the floor that is still called exact
 LIMIT = 4.0  # standard deviations of a statistic
 
@@ -256,17 +255,16 @@ def judge(sampler: Sampler, known: Known, seed: int) -> Row:
 
 def compare(sampler: Sampler, known: Known, drawn: Draws, prior: Any, claimed: bool, seconds: float) -> Row:
     """The verdict on a set of draws."""
-    sets = known.exact_sets(2 * FLOORS, seed=20_001)
-    floors = torch.tensor([known.distance(a, b) for a, b in zip(sets[::2], sets[1::2], strict=True)])
-    distances = [known.distance(drawn.x, reference) for reference in sets[:4]]
-    distance, floor = sum(distances) / 4, float(floors.mean())
+    reference = known.reference
+    distances = [known.distance(drawn.x, one) for one in reference.sets]
+    distance, floor = sum(distances) / len(distances), float(reference.floors.mean())
     scores = {}
     for name, statistic in known.statistics.items():
-        values = torch.tensor([statistic(one) for one in sets], dtype=torch.float64)
+        values = reference.statistics[name]
         scores[name] = Score(statistic(drawn.x), float(values.mean()), float(values.std()))
     # Particles of one filter are dependent: their Monte Carlo error is up to twice that of free draws.
     slack = 2.0 if drawn.filters else 1.0
-    far = distance > FACTOR * floor + LIMIT * float(floors.std())
+    far = distance > FACTOR * floor + LIMIT * float(reference.floors.std())
     wrong = [
         name
         for name, score in scores.items()
