@@ -17,6 +17,11 @@ def inner(u: Float[Tensor, "batch *event"], v: Float[Tensor, "batch *event"]) ->
     return (u * v).flatten(1).sum(dim=1)
 
 
+def squared(x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch"]:
+    """`|x|^2` of each sample, in float64."""
+    return x.flatten(1).double().square().sum(dim=1)
+
+
 def expand(weights: Shaped[Tensor, "batch"], x: Float[Tensor, "batch *event"]) -> Tensor:
     """`weights` with trailing axes of length one, to multiply x."""
     return weights.reshape(-1, *([1] * (x.ndim - 1)))

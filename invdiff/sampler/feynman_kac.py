@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -135,14 +135,19 @@ class Filtered(Generic[P]):
 
 
 def gather(particles: Any, chosen: Int[Tensor, "count"]) -> Any:
-    """`particles[chosen]`, through tuples and objects that have a `gather` of their own."""
+    """`particles[chosen]`, through tuples, dataclasses of tensors and objects with their own `gather`."""
     if isinstance(particles, Tensor):
         return particles[chosen.to(particles.device)]
     if isinstance(particles, tuple):
         return tuple(gather(part, chosen) for part in particles)
     if isinstance(particles, list):
         return [particles[int(i)] for i in chosen]
-    return particles.gather(chosen)
+    own = getattr(particles, "gather", None)
+    if own is not None:
+        return own(chosen)
+    return replace(
+        particles, **{f.name: gather(getattr(particles, f.name), chosen) for f in fields(particles)}
+    )
 
 
 def run(

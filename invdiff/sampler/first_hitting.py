@@ -42,9 +42,6 @@ class Sequences:
     log_twist: Float[Tensor, "n"]
     time: Float[Tensor, "n"]
 
-    def gather(self, chosen: Int[Tensor, "n"]) -> Sequences:
-        return Sequences(self.tokens[chosen], self.log_twist[chosen], self.time[chosen])
-
 
 @dataclass(frozen=True)
 class FirstHitting:

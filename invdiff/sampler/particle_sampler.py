@@ -19,6 +19,7 @@ from invdiff.sampler import feynman_kac
 from invdiff.sampler.guidance.guidance import Claim
 from invdiff.sampler.keys import ParticleNoise, stream
 from invdiff.sampler.loop import Draws, Progress, needs_linear, require_finite
+from invdiff.sampler.weighting.target import Target
 
 SHARED, FILTER = 1, 2  # ends of the keys of the streams
 
@@ -36,15 +37,7 @@ class Method(Protocol):
     @property
     def steps(self) -> int: ...
 
-    def model(
-        self,
-        prior: Prior,
-        measurement: Measurement,
-        shape: tuple[int, ...],
-        generator: torch.Generator,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> feynman_kac.Model[Any]:
+    def model(self, target: Target, generator: torch.Generator) -> feynman_kac.Model[Any]:
         """The model; `generator` is for work that all filters share (a pilot run)."""
 
 
@@ -112,7 +105,9 @@ class ParticleSampler:
     ) -> ParticleSampler:
         """The sampler with its model, whose shared work (a pilot) is done once a problem."""
         generator = stream(0, SHARED)
-        return replace(self, ready=self.method.model(prior, measurement, shape, generator, device, dtype))
+        return replace(
+            self, ready=self.method.model(Target(prior, measurement, shape, device, dtype), generator)
+        )
 
     def __call__(
         self,

@@ -42,13 +42,13 @@ from invdiff.errors import InputError
 from invdiff.measurement.measurement import Measurement
 from invdiff.prior.prior import Prior
 from invdiff.sampler.guidance.guidance import Claim
-from invdiff.sampler.integrator import ExponentialMultistep
+from invdiff.sampler.integrator import named
 from invdiff.sampler.keys import ParticleNoise
 from invdiff.sampler.loop import Draws, Progress, require_finite
 from invdiff.sampler.schedule import Schedule, loguniform
 from invdiff.sampler.start import prior_marginal
 
-REVERSE = {1: ExponentialMultistep(eta=1.0), 2: ExponentialMultistep(order=2, midpoint=True, eta=1.0)}
+REVERSE = {1: named("ddpm"), 2: named("2m_sde")}
 
 
 @dataclass(frozen=True)

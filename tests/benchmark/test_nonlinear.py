@@ -13,6 +13,7 @@ from invdiff.sampler import feynman_kac
 from invdiff.sampler.weighting.ensemble import Ensemble
 from invdiff.sampler.weighting.moment_twisted import MomentTwisted
 from invdiff.sampler.weighting.steering import Steering
+from invdiff.sampler.weighting.target import Target
 
 CPU, DOUBLE = torch.device("cpu"), torch.float64
 TOYS = nonlinear_toys()
@@ -24,9 +25,8 @@ class Runs:
     """Errors of mean, variance and log evidence over independent filters."""
 
     def __init__(self, method, toy, filters=10, particles=1000):
-        model = method.model(
-            toy.prior, toy.measurement, toy.shape, torch.Generator().manual_seed(9), CPU, DOUBLE
-        )
+        target = Target(toy.prior, toy.measurement, toy.shape, CPU, DOUBLE)
+        model = method.model(target, torch.Generator().manual_seed(9))
         rows = []
         for seed in range(filters):
             settings = feynman_kac.Settings(particles)

@@ -48,18 +48,14 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from invdiff.errors import InputError
-from invdiff.measurement.linear import operator_norm
-from invdiff.measurement.measurement import Measurement
-from invdiff.prior.prior import Prior
+from invdiff.measurement.linear import squared
 from invdiff.sampler.guidance.guidance import Claim
-from invdiff.sampler.loop import require_finite
 from invdiff.sampler.schedule import Schedule, loguniform
-from invdiff.sampler.start import first_particles
-from invdiff.sampler.weighting.twisted import squared
+from invdiff.sampler.weighting.target import Target
 
 EXACT_TRACE, PROBES = 512, 16
 
@@ -91,24 +87,13 @@ class DDSMC:
         if self.widen <= 0 or self.iterations < 1:
             raise InputError("ddsmc needs widen > 0 and iterations >= 1")
 
-    def model(
-        self,
-        prior: Prior,
-        measurement: Measurement,
-        shape: tuple[int, ...],
-        generator: torch.Generator,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> DDSMCModel:
-        operator = measurement.linear(self.name)
-        norm = operator_norm(operator.normal, shape, device=device, dtype=dtype)
-        fine = measurement.noise.variance() ** 0.5 / (3 * norm) if norm > 0 else self.sigma_min
-        last = max(min(self.sigma_min, fine), prior.card.sigma_range[0])
-        levels = loguniform(self.steps, min(self.sigma_max, prior.card.sigma_range[1]), last)
-        first = 1 / (1 / levels[0] ** 2 + 1 / (self.widen * prior.card.std) ** 2)
+    def model(self, target: Target, generator: torch.Generator) -> DDSMCModel:
+        target.measurement.linear(self.name)
+        levels = loguniform(self.steps, *target.bounds(self.sigma_max, self.sigma_min, resolve=True))
+        first = 1 / (1 / levels[0] ** 2 + 1 / (self.widen * target.prior.card.std) ** 2)
         rho2, s2 = variances(levels, first)
-        volume = log_determinants(self, measurement, shape, rho2, s2, generator, device, dtype)
-        return DDSMCModel(self, prior, measurement, shape, levels, rho2, s2, volume, device, dtype)
+        volume = log_determinants(self, target, rho2, s2, generator)
+        return DDSMCModel(self, target, levels, rho2, s2, volume)
 
 
 @dataclass(frozen=True)
@@ -119,24 +104,17 @@ class Particles:
     denoised: Float[Tensor, "n *event"]
     log_twist: Float[Tensor, "n"]
 
-    def gather(self, chosen: Int[Tensor, "n"]) -> Particles:
-        return Particles(self.x[chosen], self.denoised[chosen], self.log_twist[chosen])
-
 
 @dataclass(frozen=True)
 class DDSMCModel:
     """The Feynman-Kac model; `volume` is the log of what the proposals' determinants leave."""
 
     settings: DDSMC
-    prior: Prior
-    measurement: Measurement
-    shape: tuple[int, ...]
+    target: Target
     levels: Schedule
     rho2: tuple[float, ...]
     s2: tuple[float, ...]
     volume: float
-    device: torch.device
-    dtype: torch.dtype
 
     @property
     def steps(self) -> int:
@@ -145,15 +123,12 @@ class DDSMCModel:
     @cached_property
     def data(self) -> Float[Tensor, "1 *event"]:
         """`A^T y`."""
-        operator = self.measurement.linear(self.settings.name)
-        return operator.adjoint(self.measurement.y.to(self.device, self.dtype)[None])
-
-    def normal(self, count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        return torch.randn((count, *shape), generator=generator, dtype=self.dtype).to(self.device)
+        operator = self.target.measurement.linear(self.settings.name)
+        return operator.adjoint(self.target.measurement.y.to(self.target.device, self.target.dtype)[None])
 
     @torch.no_grad()
     def start(self, count: int, generator: torch.Generator) -> tuple[Particles, Float[Tensor, "n"]]:
-        x = first_particles(self.prior, self.levels[0], self.shape, count, generator, self.device, self.dtype)
+        x = self.target.first(self.levels[0], count, generator)
         particles = self.twist(x, 0)
         return particles, particles.log_twist + self.volume
 
@@ -163,42 +138,40 @@ class DDSMCModel:
     ) -> tuple[Particles, Float[Tensor, "n"]]:
         p = particles
         if k == self.steps - 1:
-            likelihood = self.measurement.log_likelihood(p.denoised)
+            likelihood = self.target.measurement.log_likelihood(p.denoised)
             return Particles(p.denoised, p.denoised, likelihood), likelihood - p.log_twist
         fresh2, rho2 = self.levels[k + 1] ** 2, self.rho2[k]
         a = 1 - fresh2 / self.levels[k] ** 2
         plain = torch.lerp(p.x, p.denoised, a)
-        z = self.solve(
-            p.denoised + rho2**0.5 * self.normal(len(p.x), self.shape, generator),
-            rho2,
-            self.normal(len(p.x), tuple(self.measurement.y.shape), generator),
-        )
+        count, normal = len(p.x), self.target.normal
+        center = p.denoised + rho2**0.5 * normal(count, generator)
+        blur = torch.randn((count, *self.target.measurement.y.shape), generator=generator, dtype=p.x.dtype)
+        z = self.solve(center, rho2, blur.to(p.x.device))
         rest = math.sqrt(a * fresh2 - a**2 * rho2)
-        x = plain + a * (z - p.denoised) + rest * self.normal(len(p.x), self.shape, generator)
+        x = plain + a * (z - p.denoised) + rest * normal(count, generator)
         moved = self.twist(x, k + 1)
         behind = self.exponent(p.denoised + rho2 / fresh2 * (x - plain), self.s2[k])
         return moved, moved.log_twist - behind
 
     def twist(self, x: Float[Tensor, "n *event"], k: int) -> Particles:
         """D and the exponent of psi at level k."""
-        denoised = self.prior.denoise(x, self.levels[k])
-        require_finite(denoised, f"{self.settings.name} at level {self.levels[k]:.4g}")
+        denoised = self.target.denoise(x, self.levels[k])
         return Particles(x, denoised, self.exponent(denoised, self.rho2[k]))
 
     def exponent(self, center: Float[Tensor, "n *event"], r2: float) -> Float[Tensor, "n"]:
         """`-(y - A c)^T S(r^2)^-1 (y - A c) / 2`."""
-        solution, noise = self.solve(center, r2), self.measurement.noise.variance()
-        value = squared(self.measurement.residual(solution)) / noise + squared(solution - center) / r2
+        solution, noise = self.solve(center, r2), self.target.measurement.noise.variance()
+        value = squared(self.target.measurement.residual(solution)) / noise + squared(solution - center) / r2
         return -0.5 * value
 
     def solve(
         self, center: Float[Tensor, "n *event"], r2: float, blur: Float[Tensor, "n *data"] | None = None
     ) -> Float[Tensor, "n *event"]:
         """`argmin |y + sigma_y blur - A z|^2 / sigma_y^2 + |z - center|^2 / r^2`."""
-        options, noise, data = self.settings, self.measurement.noise.variance(), self.data
+        options, noise, data = self.settings, self.target.measurement.noise.variance(), self.data
         if blur is not None:
-            data = data + noise**0.5 * self.measurement.linear(options.name).adjoint(blur)
-        return self.measurement.proximal(
+            data = data + noise**0.5 * self.target.measurement.linear(options.name).adjoint(blur)
+        return self.target.measurement.proximal(
             center, r2 / noise, data=data, iterations=options.iterations, tolerance=options.tolerance
         ).x
 
@@ -218,15 +191,13 @@ def variances(levels: Schedule, first: float) -> tuple[tuple[float, ...], tuple[
 @torch.no_grad()
 def log_determinants(
     settings: DDSMC,
-    measurement: Measurement,
-    shape: tuple[int, ...],
+    target: Target,
     rho2: tuple[float, ...],
     s2: tuple[float, ...],
     generator: torch.Generator,
-    device: torch.device,
-    dtype: torch.dtype,
 ) -> float:
     """`-1/2 sum_k [ log det S(rho_k^2) - log det S(s_k^2) ]`."""
+    measurement, shape, device, dtype = target.measurement, target.shape, target.device, target.dtype
     size, noise = math.prod(shape), measurement.noise.variance()
     if size <= EXACT_TRACE:
         probes, share = torch.eye(size, dtype=dtype), 1.0

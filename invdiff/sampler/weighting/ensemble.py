@@ -36,15 +36,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from invdiff.errors import InputError
-from invdiff.measurement.linear import inner, operator_norm
-from invdiff.measurement.measurement import Measurement
+from invdiff.measurement.linear import inner, squared
 from invdiff.measurement.operator import LinearOperator
 from invdiff.prior.compose import Composition
-from invdiff.prior.prior import Prior
 from invdiff.sampler.guidance.guidance import Claim
 from invdiff.sampler.schedule import Schedule, loguniform
-from invdiff.sampler.start import first_particles
-from invdiff.sampler.weighting.twisted import squared
+from invdiff.sampler.weighting.target import Target
 
 PROBES = 64  # of the trace of A^T A where it is not computed exactly
 
@@ -89,26 +86,13 @@ class Ensemble:
         if self.noise < 0 or self.temper < 0 or self.langevin < 0:
             raise InputError("ensemble needs noise, temper and langevin of at least 0")
 
-    def model(
-        self,
-        prior: Prior,
-        measurement: Measurement,
-        shape: tuple[int, ...],
-        generator: torch.Generator,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> EnsembleModel:
-        measurement.gaussian(self.name)
-        operator, norm = measurement.operator, 1.0
-        if isinstance(operator, LinearOperator):
-            norm = operator_norm(operator.normal, shape, device=device, dtype=dtype)
-        fine = measurement.noise.variance() ** 0.5 / (3 * norm) if norm > 0 else self.sigma_min
-        first = min(self.sigma_max, prior.card.sigma_range[1])
-        last = max(min(self.sigma_min, fine), prior.card.sigma_range[0])
-        levels = self.levels or loguniform(self.steps, first, last)
+    def model(self, target: Target, generator: torch.Generator) -> EnsembleModel:
+        target.measurement.gaussian(self.name)
+        bounds = target.bounds(self.sigma_max, self.sigma_min, resolve=True)
+        levels = self.levels or loguniform(self.steps, *bounds)
         whole = (*levels, 0.0) if self.final else tuple(levels)
-        laplacian = squared_norm(measurement, shape, device, dtype) if self.needs_linear else 0.0
-        model = EnsembleModel(self, prior, measurement, shape, whole, norm, laplacian, device, dtype)
+        laplacian = squared_norm(target) if self.needs_linear else 0.0
+        model = EnsembleModel(self, target, whole, target.norm, laplacian)
         self._require_stable(model)
         return model
 
@@ -124,17 +108,16 @@ class Ensemble:
             )
 
 
-def squared_norm(
-    measurement: Measurement, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
-) -> float:
+def squared_norm(target: Target) -> float:
     """`tr A^T A` of a linear operator: exact up to 512 measured components, else by fixed probes."""
+    measurement, device, dtype = target.measurement, target.device, target.dtype
     operator = measurement.linear("ensemble with guidance other than 1/2")
     size = measurement.y.numel()
     if size <= 512:
         basis = torch.eye(size, device=device, dtype=dtype).reshape(-1, *measurement.y.shape)
         return float(operator.adjoint(basis).double().square().sum())
     g = torch.Generator().manual_seed(0)
-    probes = torch.randn((PROBES, *shape), generator=g, dtype=dtype).sign().to(device)
+    probes = target.normal(PROBES, g).sign()
     return float(operator.forward(probes).double().square().sum()) / PROBES
 
 
@@ -143,60 +126,53 @@ class EnsembleModel:
     """The Feynman-Kac model; particles are plain tensors."""
 
     settings: Ensemble
-    prior: Prior
-    measurement: Measurement
-    shape: tuple[int, ...]
+    target: Target
     levels: Schedule
     norm: float
     laplacian: float
-    device: torch.device
-    dtype: torch.dtype
 
     @property
     def steps(self) -> int:
         return len(self.levels) - 1
 
-    def normal(self, count: int, generator: torch.Generator) -> Tensor:
-        return torch.randn((count, *self.shape), generator=generator, dtype=self.dtype).to(self.device)
-
     def start(self, count: int, generator: torch.Generator) -> tuple[Tensor, Float[Tensor, "n"]]:
         sigma = self.levels[0]
         # The marginal of prod q_i^(b_i) has variance (sigma^2 + v) / B at a level that dwarfs the data.
-        power = self.prior.total if isinstance(self.prior, Composition) else 1.0
-        x = first_particles(
-            self.prior, sigma / math.sqrt(power), self.shape, count, generator, self.device, self.dtype
-        )
+        prior = self.target.prior
+        power = prior.total if isinstance(prior, Composition) else 1.0
+        x = self.target.first(sigma / math.sqrt(power), count, generator)
         return x, -self.energy(x, sigma)
 
     def scale(self, sigma: float) -> float:
         """r^2."""
-        return self.measurement.noise.variance() + (self.settings.temper * self.norm * sigma) ** 2
+        return self.target.measurement.noise.variance() + (self.settings.temper * self.norm * sigma) ** 2
 
     def energy(self, x: Float[Tensor, "n *event"], sigma: float) -> Float[Tensor, "n"]:
         """mu with its normalisation, so that the evidence is that of p(y)."""
-        r2, size = self.scale(sigma), self.measurement.size
+        r2, size = self.scale(sigma), self.target.measurement.size
         with torch.no_grad():
-            square = squared(self.measurement.residual(x))
+            square = squared(self.target.measurement.residual(x))
         return square / (2 * r2) + 0.5 * size * math.log(2 * math.pi * r2)
 
     def slope(self, x: Float[Tensor, "n *event"], sigma: float) -> Float[Tensor, "n *event"]:
         """grad mu."""
-        operator = self.measurement.operator
+        operator = self.target.measurement.operator
         if isinstance(operator, LinearOperator):
             with torch.no_grad():
-                return -operator.adjoint(self.measurement.residual(x)) / self.scale(sigma)
+                return -operator.adjoint(self.target.measurement.residual(x)) / self.scale(sigma)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            total = self.measurement.residual(leaf).square().sum() / (2 * self.scale(sigma))
+            total = self.target.measurement.residual(leaf).square().sum() / (2 * self.scale(sigma))
             return torch.autograd.grad(total, leaf)[0]
 
     def score(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor | float]:
         """S, and |S|^2 - sum b_i |s_i|^2 of a composition."""
-        with torch.no_grad():
-            if isinstance(self.prior, Composition):
-                denoised, correction = self.prior.evaluate(x, sigma)
-                return (denoised - x) / sigma**2, correction
-            return (self.prior.denoise(x, sigma) - x) / sigma**2, 0.0
+        prior = self.target.prior
+        if isinstance(prior, Composition):
+            with torch.no_grad():
+                denoised, correction = prior.evaluate(x, sigma)
+            return (denoised - x) / sigma**2, correction
+        return (self.target.denoise(x, sigma) - x) / sigma**2, 0.0
 
     def move(
         self, k: int, x: Float[Tensor, "n *event"], generator: torch.Generator
@@ -214,11 +190,11 @@ class EnsembleModel:
         increment = delta * (rate + correction / 2) - (self.energy(x, fresh) - self.energy(x, sigma))
         x = x + delta * ((1 + c2) / 2 * score - eta * c2 * slope)
         if fresh > 0:
-            x = x + math.sqrt(c2 * delta) * self.normal(len(x), generator)
+            x = x + math.sqrt(c2 * delta) * self.target.normal(len(x), generator)
             for _ in range(self.settings.langevin):
                 step = self.settings.langevin_step * min(
                     fresh**2, self.scale(fresh) / max(self.norm, 1e-30) ** 2
                 )
                 drift = self.score(x, fresh)[0] - self.slope(x, fresh)
-                x = x + step * drift + math.sqrt(2 * step) * self.normal(len(x), generator)
+                x = x + step * drift + math.sqrt(2 * step) * self.target.normal(len(x), generator)
         return x, increment

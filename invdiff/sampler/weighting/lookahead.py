@@ -17,17 +17,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from invdiff.errors import InputError
-from invdiff.measurement.measurement import Measurement
-from invdiff.prior.prior import Prior
+from invdiff.sampler import feynman_kac
 from invdiff.sampler.guidance.guidance import Claim
 from invdiff.sampler.integrator import State
 from invdiff.sampler.schedule import Schedule, loguniform
-from invdiff.sampler.start import first_particles
-from invdiff.sampler.weighting.twisted import ANCESTRAL
+from invdiff.sampler.weighting.target import ANCESTRAL, Target
 
 
 @dataclass(frozen=True)
@@ -64,19 +62,9 @@ class Lookahead:
     def claim(self) -> Claim:
         return "consistent" if self.exact else "heuristic"
 
-    def model(
-        self,
-        prior: Prior,
-        measurement: Measurement,
-        shape: tuple[int, ...],
-        generator: torch.Generator,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> LookaheadModel:
-        first = min(self.sigma_max, prior.card.sigma_range[1])
-        last = max(self.sigma_min, prior.card.sigma_range[0])
-        levels = self.levels or loguniform(self.steps, first, last)
-        return LookaheadModel(self, prior, measurement, shape, tuple(levels), device, dtype)
+    def model(self, target: Target, generator: torch.Generator) -> LookaheadModel:
+        levels = self.levels or loguniform(self.steps, *target.bounds(self.sigma_max, self.sigma_min))
+        return LookaheadModel(self, target, tuple(levels))
 
 
 @dataclass(frozen=True)
@@ -87,39 +75,29 @@ class Particles:
     denoised: Float[Tensor, "n *event"]
     value: Float[Tensor, "n"]
 
-    def gather(self, chosen: Int[Tensor, "n"]) -> Particles:
-        return Particles(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
-
 
 @dataclass(frozen=True)
 class LookaheadModel:
     """The Feynman-Kac model."""
 
     settings: Lookahead
-    prior: Prior
-    measurement: Measurement
-    shape: tuple[int, ...]
+    target: Target
     levels: Schedule
-    device: torch.device
-    dtype: torch.dtype
 
     @property
     def steps(self) -> int:
         return len(self.levels)
 
     def evaluate(self, x: Float[Tensor, "n *event"], sigma: float) -> Particles:
+        denoised = self.target.denoise(x, sigma)
         with torch.no_grad():
-            denoised = self.prior.denoise(x, sigma)
-            value = self.measurement.log_likelihood(denoised).double() / self.settings.alpha
+            value = self.target.measurement.log_likelihood(denoised).double() / self.settings.alpha
         if not bool(torch.isfinite(value).all()):
             raise FloatingPointError(f"the log-likelihood is not finite at sigma = {sigma:.4g}")
         return Particles(x, denoised, value)
 
-    def normal(self, count: int, generator: torch.Generator) -> Tensor:
-        return torch.randn((count, *self.shape), generator=generator, dtype=self.dtype).to(self.device)
-
     def start(self, count: int, generator: torch.Generator) -> tuple[Particles, Float[Tensor, "n"]]:
-        x = first_particles(self.prior, self.levels[0], self.shape, count, generator, self.device, self.dtype)
+        x = self.target.first(self.levels[0], count, generator)
         particles = self.evaluate(x, self.levels[0])
         return particles, particles.value if self.settings.exact else torch.zeros_like(particles.value)
 
@@ -134,7 +112,7 @@ class LookaheadModel:
         sigma, fresh = self.levels[k], self.levels[k + 1]
         mean, std = ANCESTRAL.kernel(State(p.x, sigma), p.denoised, fresh)
         count, many = len(mean), options.candidates
-        spread = std * self.normal(count * many, generator)
+        spread = std * self.target.normal(count * many, generator)
         children = self.evaluate(mean.repeat_interleave(many, dim=0) + spread, fresh)
         values = children.value.reshape(count, many)
         if options.greedy:
@@ -142,7 +120,7 @@ class LookaheadModel:
         else:
             chances = values.softmax(dim=1).cpu()
             picked = torch.multinomial(chances, 1, generator=generator)[:, 0].to(values.device)
-        chosen = children.gather(torch.arange(count, device=values.device) * many + picked)
+        chosen = feynman_kac.gather(children, torch.arange(count, device=values.device) * many + picked)
         if not options.exact:
             return chosen, none
         top = torch.logsumexp(values, dim=1) - torch.tensor(float(many)).double().log()

@@ -49,18 +49,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from invdiff.errors import InputError
-from invdiff.measurement.measurement import Measurement
 from invdiff.prior.gaussian import dense_matrix
-from invdiff.prior.prior import Prior
 from invdiff.sampler.guidance.guidance import Claim
-from invdiff.sampler.integrator import ExponentialMultistep, State
-from invdiff.sampler.loop import require_finite
+from invdiff.sampler.integrator import State, named
 from invdiff.sampler.schedule import Schedule, loguniform
-from invdiff.sampler.start import first_particles
+from invdiff.sampler.weighting.target import Target
 
 LARGEST = 4096
 SAME, NEAR = 1e-6, 0.02  # relative: levels that are one; base levels that a tau_i replaces
-KERNELS = {1: ExponentialMultistep(eta=1.0), 2: ExponentialMultistep(order=2, midpoint=True, eta=1.0)}
+KERNELS = {1: named("ddpm"), 2: named("2m_sde")}
 
 
 @dataclass(frozen=True)
@@ -90,15 +87,8 @@ class MCGDiff:
         if self.order not in KERNELS:
             raise InputError(f"order is {self.order}; expected 1 or 2")
 
-    def model(
-        self,
-        prior: Prior,
-        measurement: Measurement,
-        shape: tuple[int, ...],
-        generator: torch.Generator,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> MCGDiffModel:
+    def model(self, target: Target, generator: torch.Generator) -> MCGDiffModel:
+        prior, measurement, shape = target.prior, target.measurement, target.shape
         operator = measurement.linear(self.name)
         sizes = math.prod(shape), measurement.y.numel()
         if max(sizes) > LARGEST:
@@ -114,18 +104,17 @@ class MCGDiff:
         left, s, right = left[:, keep], s[keep], right[keep]
         data = left.mT @ y[rows]
         sigma_y = measurement.noise.variance() ** 0.5
-        low, high = prior.card.sigma_range
-        tau = (sigma_y / s).clamp_min(low)
+        tau = (sigma_y / s).clamp_min(prior.card.sigma_range[0])
         # x0 = D stands for a law of the last level's width, which must be below that of the data.
         fine = float(tau.min()) / 10 if len(tau) else self.sigma_min
-        first, last = min(self.sigma_max, high), max(min(self.sigma_min, fine), low)
-        levels = adapted(loguniform(self.steps, first, last), tau.tolist())
+        bounds = target.bounds(self.sigma_max, min(self.sigma_min, fine))
+        levels = adapted(loguniform(self.steps, *bounds), tau.tolist())
         # log p(y) = log p(y^) - sum log s_i + the density of what no x explains
         unseen = float(y.square().sum() - data.square().sum()) / sigma_y**2
         spare = measurement.size - len(s)
         constant = -float(s.log().sum()) - 0.5 * unseen - spare * math.log(sigma_y * math.sqrt(2 * math.pi))
-        seen, tau, basis = (part.to(device, dtype) for part in (data / s, tau, right))
-        return MCGDiffModel(self, prior, shape, levels, seen, tau, basis, constant, device, dtype)
+        seen, tau, basis = (part.to(target.device, target.dtype) for part in (data / s, tau, right))
+        return MCGDiffModel(self, target, levels, seen, tau, basis, constant)
 
 
 @dataclass(frozen=True)
@@ -133,15 +122,12 @@ class MCGDiffModel:
     """The Feynman-Kac model; `constant` turns p(y^) into p(y)."""
 
     settings: MCGDiff
-    prior: Prior
-    shape: tuple[int, ...]
+    target: Target
     levels: Schedule
     data: Float[Tensor, "rank"]
     tau: Float[Tensor, "rank"]
     basis: Float[Tensor, "rank dim"]
     constant: float
-    device: torch.device
-    dtype: torch.dtype
 
     @property
     def steps(self) -> int:
@@ -154,21 +140,20 @@ class MCGDiffModel:
 
     def start(self, count: int, generator: torch.Generator) -> tuple[State, Float[Tensor, "n"]]:
         first = self.levels[0]
-        x = first_particles(self.prior, first, self.shape, count, generator, self.device, self.dtype)
+        x = self.target.first(first, count, generator)
         held, width = self.observed(first)
         return State(x, first), log_normal(self.data[held] - self.project(x)[:, held], width) + self.constant
 
     @torch.no_grad()
     def move(self, k: int, state: State, generator: torch.Generator) -> tuple[State, Float[Tensor, "n"]]:
         x, sigma, kernel = state.x, state.sigma, KERNELS[self.settings.order]
-        denoised = self.prior.denoise(x, sigma)
-        require_finite(denoised, f"{self.settings.name} at level {sigma:.4g}")
+        denoised = self.target.denoise(x, sigma)
         if k == self.steps - 1:
             never = self.tau > self.levels[0] * (1 + SAME)
             error = self.data[never] - self.project(denoised)[:, never]
             return State(denoised, 0.0), log_normal(error, self.tau[never] ** 2)
         fresh = self.levels[k + 1]
-        z = torch.randn(tuple(x.shape), generator=generator, dtype=self.dtype).to(self.device)
+        z = self.target.normal(len(x), generator)
         _, std = kernel.kernel(state, denoised, fresh)
         free = kernel.step(state, denoised, fresh, lambda shape: z)
         held, width = self.observed(fresh)

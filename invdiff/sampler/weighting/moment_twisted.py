@@ -37,28 +37,24 @@ proposal's variances and the placement of the levels by a pilot run are ours.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from invdiff.errors import InputError
-from invdiff.measurement.measurement import Measurement
-from invdiff.measurement.noise import GaussianNoise
-from invdiff.measurement.operator import LinearOperator
-from invdiff.prior.prior import Prior
 from invdiff.sampler import feynman_kac
 from invdiff.sampler.guidance.guidance import Claim
+from invdiff.sampler.weighting.few_data import FewData
+from invdiff.sampler.weighting.pilot import placed, prior_scale
+from invdiff.sampler.weighting.target import Target
 
 Twist: TypeAlias = Literal["student", "gaussian"]
 Kernel: TypeAlias = Literal["heun", "euler"]
-
-LARGEST = 256  # measured components for which the dense algebra is still sensible
 
 
 @dataclass(frozen=True)
@@ -93,19 +89,11 @@ class MomentTwisted:
     needs_linear: ClassVar[bool] = False
     claim: ClassVar[Claim] = "consistent"
 
-    def model(
-        self,
-        prior: Prior,
-        measurement: Measurement,
-        shape: tuple[int, ...],
-        generator: torch.Generator,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> MomentTwistedModel:
+    def model(self, target: Target, generator: torch.Generator) -> MomentTwistedModel:
         """The Feynman-Kac model of one problem; `generator` draws the pilot."""
-        problem = Problem(prior, measurement, shape, device, dtype)
+        problem = FewData(target)
         mean, deviation = prior_scale(problem, generator)
-        high = min(self.spread * deviation, prior.card.sigma_range[1])
+        high = min(self.spread * deviation, target.prior.card.sigma_range[1])
         if not high > self.sigma_min:
             raise InputError(
                 f"moment_twisted starts at {high:.3g}, {self.spread:g} times the prior's largest std, and "
@@ -120,85 +108,6 @@ class MomentTwisted:
         pilot = replace(model, observe=curvature.append)
         feynman_kac.run(pilot, feynman_kac.Settings(self.pilot), generator)
         return replace(model, levels=placed(levels, curvature, self.steps))
-
-
-class Problem:
-    """Prior and measurement on flat vectors, with the rows of the operator's Jacobian."""
-
-    def __init__(
-        self,
-        prior: Prior,
-        measurement: Measurement,
-        shape: tuple[int, ...],
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        self.prior, self.measurement, self.shape = prior, measurement, shape
-        self.device, self.dtype = device, dtype
-        self.y = measurement.y.to(device=device, dtype=dtype).flatten()
-        self.rows: Tensor | None = None
-        if isinstance(measurement.operator, LinearOperator) and self.y.numel():
-            basis = torch.eye(self.y.numel(), device=device, dtype=dtype)
-            rows = measurement.operator.adjoint(basis.reshape(-1, *measurement.y.shape)).flatten(1)
-            kept = rows.abs().sum(dim=1) > 0
-            self.rows, self.y = rows[kept], self.y[kept]
-        if self.y.numel() == 0:
-            raise InputError("moment_twisted conditions on data and there are none; sample the prior instead")
-        if self.y.numel() > LARGEST:
-            raise InputError(
-                f"moment_twisted works with at most {LARGEST} measured components and the data have "
-                f"{self.y.numel()}; use sampler=twisted"
-            )
-        self.floor = 1e-6 * measurement.noise.variance()
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    def denoise(self, x: Float[Tensor, "some size"], sigma: float) -> Float[Tensor, "some size"]:
-        with torch.no_grad():
-            denoised = self.prior.denoise(x.reshape(-1, *self.shape), sigma).flatten(1)
-        if not bool(torch.isfinite(denoised).all()):
-            raise FloatingPointError(f"the prior returned values that are not finite at sigma = {sigma:.4g}")
-        return denoised
-
-    def forward(self, x: Float[Tensor, "some size"]) -> Float[Tensor, "some data"]:
-        if self.rows is not None:
-            return x @ self.rows.mT
-        with torch.no_grad():
-            return self.measurement.operator(x.reshape(-1, *self.shape)).flatten(1)
-
-    def approximated(
-        self, clean: Float[Tensor, "some data"], spread: Float[Tensor, "some data"]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, slope and variance of y as a Gaussian whose mean is linear in the clean data."""
-        noise = self.measurement.noise
-        if isinstance(noise, GaussianNoise):
-            return clean, torch.ones_like(clean), noise.variance_at(clean)
-        width = spread.clamp_min(1e-4 * (clean.abs() + math.sqrt(noise.variance())))
-        up, down = noise.mean_at(clean + width), noise.mean_at(clean - width)
-        variance = 0.5 * (noise.variance_at(clean + width) + noise.variance_at(clean - width))
-        return 0.5 * (up + down), (up - down) / (2 * width), variance.clamp_min(self.floor)
-
-    def jacobian(self, x: Float[Tensor, "some size"]) -> Float[Tensor, "some data size"]:
-        """Rows of dA/dx at each x; the operator's derivative, never the network's."""
-        if self.rows is not None:
-            return self.rows.expand(len(x), *self.rows.shape)
-        with torch.enable_grad():
-            leaf = x.reshape(-1, *self.shape).detach().requires_grad_()
-            clean = self.measurement.operator(leaf).flatten(1)
-            rows = [
-                torch.autograd.grad(clean[:, j].sum(), leaf, retain_graph=True)[0].flatten(1)
-                for j in range(clean.shape[1])
-            ]
-        return torch.stack(rows, dim=1)
-
-    def log_likelihood(self, x: Float[Tensor, "some size"]) -> Float[Tensor, "some"]:
-        with torch.no_grad():
-            return self.measurement.log_likelihood(x.reshape(-1, *self.shape))
-
-    def normal(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=self.dtype).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -217,9 +126,6 @@ class Particles:
     damping: Float[Tensor, "n"]
     log_twist: Float[Tensor, "n"]
 
-    def gather(self, chosen: Int[Tensor, "n"]) -> Particles:
-        return Particles(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
-
 
 @dataclass(frozen=True)
 class MomentTwistedModel:
@@ -229,7 +135,7 @@ class MomentTwistedModel:
     """
 
     settings: MomentTwisted
-    problem: Problem
+    problem: FewData
     mean: Float[Tensor, "size"]
     levels: tuple[float, ...]
     observe: Callable[[float], None] | None = None
@@ -365,44 +271,3 @@ def conditioned(
     after = (1 - gain).sqrt() * before + gain.sqrt() * target
     ratio_log = 0.5 * before.square() - 0.5 * after.square() + 0.5 * torch.log1p(-gain)
     return white + apply(rows.mT, after - before), ratio_log.double().sum(1)
-
-
-def prior_scale(
-    problem: Problem, generator: torch.Generator, iterations: int = 12
-) -> tuple[Float[Tensor, "size"], float]:
-    """The prior's mean and largest standard deviation, read off D at a huge level.
-
-    `D(m + s v; s) - m` tends to `Cov v / s`; power iterations on it. A network is asked at the
-    top of its range, an exact prior at 1e5.
-    """
-    big = min(1e5, problem.prior.card.sigma_range[1])
-    origin = torch.zeros(1, problem.size, dtype=problem.dtype, device=problem.device)
-    mean = problem.denoise(origin, big)
-    center = problem.denoise(mean, big)
-    vector = problem.normal((1, problem.size), generator)
-    variance = 0.0
-    for _ in range(iterations):
-        vector = vector / vector.norm()
-        vector = (problem.denoise(mean + big * vector, big) - center) * big
-        variance = float(vector.norm())
-    # D at a finite level shrinks by var / (var + s^2).
-    variance = variance / max(1e-12, 1 - variance / big**2)
-    return mean[0], math.sqrt(variance)
-
-
-def placed(levels: list[float], curvature: list[float], steps: int) -> tuple[float, ...]:
-    """`steps` + 1 levels whose density per unit of log sigma follows the cube root of the curvature."""
-    # Below 1e-6 the curvature is rounding: an isotropic Gaussian gets a geometric grid.
-    top = max(curvature) + 1e-6
-    density = [max(0.2, ((value + 1e-6) / top) ** (1 / 3)) for value in curvature]
-    logs = [-math.log(level) for level in levels]
-    total = [0.0]
-    for (a, b), weight in zip(itertools.pairwise(logs), density, strict=True):
-        total.append(total[-1] + weight * (b - a))
-    found, k = [], 0
-    for i in range(steps + 1):
-        goal = total[-1] * i / steps
-        while k < len(density) - 1 and total[k + 1] < goal:
-            k += 1
-        found.append(logs[k] + (goal - total[k]) / density[k])
-    return (levels[0], *(math.exp(-value) for value in found[1:-1]), levels[-1])

@@ -24,17 +24,14 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from invdiff.errors import InputError
-from invdiff.measurement.measurement import Measurement
-from invdiff.prior.prior import Prior
 from invdiff.sampler.guidance.guidance import Claim
 from invdiff.sampler.integrator import State
 from invdiff.sampler.schedule import Schedule, loguniform
-from invdiff.sampler.start import first_particles
-from invdiff.sampler.weighting.twisted import ANCESTRAL
+from invdiff.sampler.weighting.target import ANCESTRAL, Target
 
 Potential: TypeAlias = Literal["difference", "maximum", "sum"]
 
@@ -71,19 +68,9 @@ class Steering:
                 f"found {self.potential!r} and {self.every}"
             )
 
-    def model(
-        self,
-        prior: Prior,
-        measurement: Measurement,
-        shape: tuple[int, ...],
-        generator: torch.Generator,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> SteeringModel:
-        first = min(self.sigma_max, prior.card.sigma_range[1])
-        last = max(self.sigma_min, prior.card.sigma_range[0])
-        levels = self.levels or loguniform(self.steps, first, last)
-        return SteeringModel(self, prior, measurement, shape, tuple(levels), device, dtype)
+    def model(self, target: Target, generator: torch.Generator) -> SteeringModel:
+        levels = self.levels or loguniform(self.steps, *target.bounds(self.sigma_max, self.sigma_min))
+        return SteeringModel(self, target, tuple(levels))
 
 
 @dataclass(frozen=True)
@@ -95,21 +82,14 @@ class Particles:
     running: Float[Tensor, "n"]
     product: Float[Tensor, "n"]
 
-    def gather(self, chosen: Int[Tensor, "n"]) -> Particles:
-        return Particles(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
-
 
 @dataclass(frozen=True)
 class SteeringModel:
     """The Feynman-Kac model; `product` is the log of all potentials so far."""
 
     settings: Steering
-    prior: Prior
-    measurement: Measurement
-    shape: tuple[int, ...]
+    target: Target
     levels: Schedule
-    device: torch.device
-    dtype: torch.dtype
 
     @property
     def steps(self) -> int:
@@ -117,18 +97,11 @@ class SteeringModel:
 
     def reward(self, x0: Float[Tensor, "n *event"]) -> Float[Tensor, "n"]:
         with torch.no_grad():
-            return self.settings.scale * self.measurement.log_likelihood(x0).double()
-
-    def denoise(self, x: Float[Tensor, "n *event"], sigma: float) -> Float[Tensor, "n *event"]:
-        with torch.no_grad():
-            return self.prior.denoise(x, sigma)
-
-    def normal(self, count: int, generator: torch.Generator) -> Tensor:
-        return torch.randn((count, *self.shape), generator=generator, dtype=self.dtype).to(self.device)
+            return self.settings.scale * self.target.measurement.log_likelihood(x0).double()
 
     def start(self, count: int, generator: torch.Generator) -> tuple[Particles, Float[Tensor, "n"]]:
-        x = first_particles(self.prior, self.levels[0], self.shape, count, generator, self.device, self.dtype)
-        denoised = self.denoise(x, self.levels[0])
+        x = self.target.first(self.levels[0], count, generator)
+        denoised = self.target.denoise(x, self.levels[0])
         first = self.reward(denoised)
         return Particles(x, denoised, first, first), first
 
@@ -141,8 +114,8 @@ class SteeringModel:
             return replace(p, x=p.denoised, product=total), total - p.product
         sigma, fresh = self.levels[k], self.levels[k + 1]
         mean, std = ANCESTRAL.kernel(State(p.x, sigma), p.denoised, fresh)
-        x = mean + std * self.normal(len(mean), generator)
-        denoised = self.denoise(x, fresh)
+        x = mean + std * self.target.normal(len(mean), generator)
+        denoised = self.target.denoise(x, fresh)
         if (k + 1) % self.settings.every:
             return replace(p, x=x, denoised=denoised), torch.zeros_like(p.product)
         reward = self.reward(denoised)

@@ -25,20 +25,16 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from invdiff.measurement.linear import operator_norm
-from invdiff.measurement.measurement import Measurement
-from invdiff.prior.prior import Prior
+from invdiff.measurement.linear import squared
 from invdiff.sampler.guidance.guidance import Claim, Variance, conditional_variance
-from invdiff.sampler.integrator import ExponentialMultistep, State
+from invdiff.sampler.integrator import State
 from invdiff.sampler.schedule import Schedule, loguniform
-from invdiff.sampler.start import first_particles
+from invdiff.sampler.weighting.target import ANCESTRAL, Target
 
 Proposal: TypeAlias = Literal["proximal", "pigdm", "prior"]
-
-ANCESTRAL = ExponentialMultistep(eta=1.0)
 
 
 @dataclass(frozen=True)
@@ -66,23 +62,10 @@ class Twisted:
     needs_linear: ClassVar[bool] = True
     claim: ClassVar[Claim] = "consistent"
 
-    def model(
-        self,
-        prior: Prior,
-        measurement: Measurement,
-        shape: tuple[int, ...],
-        generator: torch.Generator,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> TwistedModel:
-        operator = measurement.linear(self.name)
-        norm = operator_norm(operator.normal, shape, device=device, dtype=dtype)
-        fine = measurement.noise.variance() ** 0.5 / (3 * norm) if norm > 0 else self.sigma_min
-        last = max(min(self.sigma_min, fine), prior.card.sigma_range[0])
-        first = min(self.sigma_max, prior.card.sigma_range[1])
-        return TwistedModel(
-            self, prior, measurement, shape, loguniform(self.steps, first, last), device, dtype
-        )
+    def model(self, target: Target, generator: torch.Generator) -> TwistedModel:
+        target.measurement.linear(self.name)
+        levels = loguniform(self.steps, *target.bounds(self.sigma_max, self.sigma_min, resolve=True))
+        return TwistedModel(self, target, levels)
 
 
 @dataclass(frozen=True)
@@ -94,31 +77,21 @@ class Particles:
     guided: Float[Tensor, "n *event"]
     log_twist: Float[Tensor, "n"]
 
-    def gather(self, chosen: Int[Tensor, "n"]) -> Particles:
-        return Particles(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
-
 
 @dataclass(frozen=True)
 class TwistedModel:
     """The Feynman-Kac model."""
 
     settings: Twisted
-    prior: Prior
-    measurement: Measurement
-    shape: tuple[int, ...]
+    target: Target
     levels: Schedule
-    device: torch.device
-    dtype: torch.dtype
 
     @property
     def steps(self) -> int:
         return len(self.levels)
 
-    def normal(self, count: int, generator: torch.Generator) -> Tensor:
-        return torch.randn((count, *self.shape), generator=generator, dtype=self.dtype).to(self.device)
-
     def start(self, count: int, generator: torch.Generator) -> tuple[Particles, Float[Tensor, "n"]]:
-        x = first_particles(self.prior, self.levels[0], self.shape, count, generator, self.device, self.dtype)
+        x = self.target.first(self.levels[0], count, generator)
         particles = self.twist(x, self.levels[0])
         return particles, particles.log_twist
 
@@ -128,12 +101,12 @@ class TwistedModel:
         p = particles
         if k == self.steps - 1:
             with torch.no_grad():
-                likelihood = self.measurement.log_likelihood(p.denoised)
+                likelihood = self.target.measurement.log_likelihood(p.denoised)
             return Particles(p.denoised, p.denoised, p.guided, likelihood), likelihood - p.log_twist
         sigma, fresh = self.levels[k], self.levels[k + 1]
         plain, std = ANCESTRAL.kernel(State(p.x, sigma), p.denoised, fresh)
         mean, _ = ANCESTRAL.kernel(State(p.x, sigma), p.guided, fresh)
-        xi = self.normal(len(mean), generator)
+        xi = self.target.normal(len(mean), generator)
         x = mean + std * xi
         ratio = std**2 * xi.flatten(1).double().square().sum(1) - squared(x - plain)
         moved = self.twist(x, fresh)
@@ -141,12 +114,12 @@ class TwistedModel:
 
     def twist(self, x: Float[Tensor, "n *event"], sigma: float) -> Particles:
         """D, D_y and log psi up to a constant common to all particles."""
-        options, measurement = self.settings, self.measurement
-        r2 = conditional_variance(self.prior.card, sigma, options.variance)
+        options, measurement = self.settings, self.target.measurement
+        r2 = conditional_variance(self.target.prior.card, sigma, options.variance)
         noise = measurement.noise.variance()
         with torch.set_grad_enabled(options.proposal == "pigdm"):
             leaf = x.detach().requires_grad_(options.proposal == "pigdm")
-            denoised = self.prior.denoise(leaf, sigma)
+            denoised = self.target.prior.denoise(leaf, sigma)
         center = denoised.detach()
         with torch.no_grad():
             solution = measurement.proximal(
@@ -160,8 +133,3 @@ class TwistedModel:
         elif options.proposal == "prior":
             guided = center
         return Particles(x, center, guided, -0.5 * value)
-
-
-def squared(x: Float[Tensor, "n *event"]) -> Float[Tensor, "n"]:
-    """|x|^2 of each particle, float64."""
-    return x.flatten(1).double().square().sum(1)

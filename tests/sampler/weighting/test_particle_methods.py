@@ -23,13 +23,15 @@ from invdiff.sampler.weighting.ensemble import Ensemble
 from invdiff.sampler.weighting.lookahead import Lookahead
 from invdiff.sampler.weighting.moment_twisted import MomentTwisted
 from invdiff.sampler.weighting.steering import Steering
+from invdiff.sampler.weighting.target import Target
 from invdiff.sampler.weighting.twisted import Twisted
 
 CPU, DOUBLE = torch.device("cpu"), torch.float64
 
 
 def build(method, prior, measurement, shape):
-    return method.model(prior, measurement, shape, torch.Generator().manual_seed(9), CPU, DOUBLE)
+    target = Target(prior, measurement, shape, CPU, DOUBLE)
+    return method.model(target, torch.Generator().manual_seed(9))
 
 
 def moments(model, particles, seed, threshold=0.5):
