@@ -21,8 +21,8 @@ import torch
 
 from invdiff.api import make_sampler
 from invdiff.benchmark.gmm25 import Gmm25, gmm25
-from invdiff.benchmark.verify import Counting
 from invdiff.diagnostics.distances import sliced_wasserstein
+from invdiff.prior.counted import CountedPrior
 from invdiff.sampler.loop import draw
 
 DRAWS = {8: 1000, 80: 300, 800: 1000}
@@ -61,7 +61,7 @@ def score(problem: Gmm25, x: torch.Tensor, seed: int) -> dict[str, float]:
 
 def ours(name: str, dim: int, data: int, seed: int) -> dict[str, float]:
     problem, draws = gmm25(dim, data, seed), DRAWS[dim]
-    prior = Counting(problem.prior)
+    prior = CountedPrior(problem.prior)
     if name == "moment_twisted":
         del prior.sample  # the denoiser alone: the start is the method's own
     sampler = make_sampler(name, prior.card, **settings(name, data, draws, prior.card.std))

@@ -35,7 +35,8 @@ from invdiff.config import choices
 from invdiff.errors import InputError, unknown_name
 from invdiff.measurement.measurement import Measurement
 from invdiff.prior.compose import Composition
-from invdiff.prior.prior import Prior, PriorCard, Sigma
+from invdiff.prior.counted import Counted, counted
+from invdiff.prior.prior import Prior
 from invdiff.registry import plugins
 from invdiff.sampler import feynman_kac
 from invdiff.sampler.keys import ParticleNoise
@@ -82,46 +83,6 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self)
-
-
-class Counting:
-    """A prior that counts network calls and vector-Jacobian products, one a sample."""
-
-    def __init__(self, prior: Prior) -> None:
-        self.inner, self.calls, self.derivatives = prior, 0, 0
-        if hasattr(prior, "sample"):
-            self.sample = prior.sample
-
-    @property
-    def card(self) -> PriorCard:
-        return self.inner.card
-
-    def denoise(self, x: Tensor, sigma: Sigma) -> Tensor:
-        self.calls += len(x)
-        out = self.inner.denoise(x, sigma)
-        if out.requires_grad:
-            out.register_hook(self._count)  # type: ignore[no-untyped-call]
-        return out
-
-    def _count(self, gradient: Tensor) -> None:
-        self.derivatives += len(gradient)
-
-
-class CountingComposition(Composition):
-    """The same for a composition, whose parts are called separately."""
-
-    def __init__(self, inner: Composition) -> None:
-        self.counters = [Counting(prior) for prior, _ in inner.parts]
-        powers = [power for _, power in inner.parts]
-        super().__init__(tuple(zip(self.counters, powers, strict=True)))
-
-    @property
-    def calls(self) -> int:
-        return sum(counter.calls for counter in self.counters)
-
-    @property
-    def derivatives(self) -> int:
-        return sum(counter.derivatives for counter in self.counters)
 
 
 @dataclass(frozen=True)
@@ -229,10 +190,7 @@ def covers(sampler: Sampler, known: Known) -> bool:
 
 def judge(sampler: Sampler, known: Known, seed: int) -> Row:
     """Run one sampler on one problem and compare."""
-    claimed = covers(sampler, known)
-    prior: Any = (
-        CountingComposition(known.prior) if isinstance(known.prior, Composition) else Counting(known.prior)
-    )
+    prior = counted(known.prior)
     began = time.process_time()
     try:
         ready = prepared(sampler, prior, known.measurement, known.shape, dtype=torch.float64)
@@ -248,12 +206,14 @@ def judge(sampler: Sampler, known: Known, seed: int) -> Row:
     except InputError as error:
         return Row(known.name, sampler.name, sampler.claim, "not applicable", str(error), True)
     except FloatingPointError as error:
-        return Row(known.name, sampler.name, sampler.claim, "fails", str(error), not claimed)
+        return Row(known.name, sampler.name, sampler.claim, "fails", str(error), not covers(sampler, known))
     seconds = time.process_time() - began
-    return compare(sampler, known, drawn, prior, claimed, seconds)
+    return compare(sampler, known, drawn, prior, seconds)
 
 
-def compare(sampler: Sampler, known: Known, drawn: Draws, prior: Any, claimed: bool, seconds: float) -> Row:
+def compare(
+    sampler: Sampler, known: Known, drawn: Draws, prior: Counted, claimed: bool, seconds: float
+) -> Row:
     """The verdict on a set of draws."""
     reference = known.reference
     distances = [known.distance(drawn.x, one) for one in reference.sets]

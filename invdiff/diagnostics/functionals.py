@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from invdiff.measurement.linear import operator_norm
 from invdiff.measurement.measurement import Measurement
 from invdiff.measurement.operator import LinearOperator
 
@@ -47,8 +46,7 @@ def functionals(
 def unmeasured(x: Float[Tensor, "batch *event"], measurement: Measurement) -> Float[Tensor, "batch"]:
     """|x - P x|^2 with P the (regularised) projection on what the operator sees."""
     operator = measurement.linear("unmeasured energy")
-    shape = tuple(x.shape[1:])
-    norm = operator_norm(operator.normal, shape, device=x.device, dtype=x.dtype)
+    norm = operator.norm(tuple(x.shape[1:]), x.device, x.dtype)
     gamma = 1e3 / max(norm, 1e-12) ** 2
     seen = measurement.proximal(torch.zeros_like(x), gamma, data=operator.normal(x), iterations=100).x
     return (x - seen).flatten(1).double().square().sum(dim=1)

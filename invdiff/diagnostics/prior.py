@@ -12,7 +12,7 @@ ODE-SDE gap          sliced W2 between the prior's ODE and SDE samples over its 
 
 from __future__ import annotations
 
-import itertools
+from collections import deque
 
 import torch
 from jaxtyping import Float
@@ -20,8 +20,10 @@ from torch import Tensor
 
 from invdiff.diagnostics.distances import sliced_wasserstein
 from invdiff.prior.prior import Prior
+from invdiff.sampler.guidance.guidance import Guided
 from invdiff.sampler.integrator import named
 from invdiff.sampler.keys import ParticleNoise
+from invdiff.sampler.loop import descend, reverse
 from invdiff.sampler.schedule import karras, loguniform
 from invdiff.sampler.start import PriorDraw
 
@@ -98,16 +100,17 @@ def hallucination_score(
     high = min(25 * prior.card.std, prior.card.sigma_range[1])
     levels = (*loguniform(steps, high, low), 0.0)
     noise = ParticleNoise(seed, range(samples), dtype=dtype)
-    integrator = named("2m")
-    kept: list[Tensor] = []
+    kept: deque[Tensor] = deque(maxlen=tail)
+
+    def denoise(x: Tensor, sigma: float, _: float) -> Guided:
+        kept.append(prior.denoise(x, sigma))
+        return Guided(kept[-1])
+
     with torch.no_grad():
-        state = integrator.start(PriorDraw()(prior.card, shape, levels[0], noise), levels[0])
-        for sigma, sigma_next in itertools.pairwise(levels):
-            denoised = prior.denoise(state.x, sigma)
-            kept = [*kept, denoised][-tail:]
-            state = integrator.step(state, denoised, sigma_next, noise.normal)
-    spread = torch.stack(kept).var(dim=0).flatten(1).mean(dim=1)
-    return state.x, spread.double()
+        start = PriorDraw()(prior.card, shape, levels[0], noise)
+        x = descend(denoise, start, levels, named("2m"), noise.normal)
+    spread = torch.stack(list(kept)).var(dim=0).flatten(1).mean(dim=1)
+    return x, spread.double()
 
 
 def ode_sde_gap(
@@ -128,12 +131,8 @@ def ode_sde_gap(
 
     def draw(name: str, key: int) -> Tensor:
         noise = ParticleNoise(key, range(samples), dtype=dtype)
-        integrator = named(name)
-        with torch.no_grad():
-            state = integrator.start(PriorDraw()(prior.card, shape, levels[0], noise), levels[0])
-            for sigma, sigma_next in itertools.pairwise(levels):
-                state = integrator.step(state, prior.denoise(state.x, sigma), sigma_next, noise.normal)
-        return state.x.flatten(1)
+        start = PriorDraw()(prior.card, shape, levels[0], noise)
+        return reverse(prior, start, levels, named(name), noise.normal).flatten(1)
 
     one, two, three = draw("2m", seed), draw("2m_sde", seed + 1), draw("2m_sde", seed + 2)
     gap = sliced_wasserstein(one, two, directions=500, p=2)

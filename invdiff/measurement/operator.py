@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from invdiff.errors import InputError
+from invdiff.measurement.linear import operator_norm
 
 
 class Operator(ABC):
@@ -53,6 +54,16 @@ class LinearOperator(Operator):
     @abstractmethod
     def adjoint(self, y: Float[Tensor, "batch *data"]) -> Float[Tensor, "batch *event"]:
         """`A^T y`: `<A x, y> = <x, A^T y>` for all x and y."""
+
+    def norm(
+        self, shape: tuple[int, ...], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> float:
+        """`||A||` on events of a shape, see `operator_norm`; computed once for each."""
+        known: dict[object, float] = self.__dict__.setdefault("_norms", {})
+        key = (shape, str(device), dtype)
+        if key not in known:
+            known[key] = operator_norm(self.normal, shape, device=device, dtype=dtype)
+        return known[key]
 
     def normal(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
         """`A^T A x`."""

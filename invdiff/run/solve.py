@@ -6,25 +6,22 @@ a run that was killed continues after the last one.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from invdiff.domain import Domain, Estimates, Problem, Summary
 from invdiff.errors import InputError
 from invdiff.measurement.noise import UnknownGaussianNoise
 from invdiff.posterior import Posterior
-from invdiff.prior.prior import Prior, PriorCard, Sigma
-from invdiff.registry import load, missing_extra, plugins
+from invdiff.prior.counted import counted
+from invdiff.prior.prior import Prior, PriorCard
+from invdiff.registry import load, missing_extra
 from invdiff.run.directory import (
     Log,
     full_disk_is_an_input_error,
@@ -34,25 +31,11 @@ from invdiff.run.directory import (
     write_text,
 )
 from invdiff.run.filters import filter_facts, filter_warnings
+from invdiff.run.provenance import measurement_digest, provenance
 from invdiff.sampler.loop import Sampler, draw, needs_linear, prepared, whole_groups
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done, units done and units in all."""
-
-
-class CountedPrior:
-    """A prior that counts its network calls, in samples."""
-
-    def __init__(self, prior: Prior) -> None:
-        self.prior, self.calls = prior, 0
-
-    @property
-    def card(self) -> PriorCard:
-        return self.prior.card
-
-    def denoise(self, x: Tensor, sigma: Sigma) -> Tensor:
-        self.calls += len(x)
-        return self.prior.denoise(x, sigma)
 
 
 @dataclass(frozen=True)
@@ -173,48 +156,6 @@ def plan(config: Mapping[str, Any]) -> Job:
     return Job(config, domain, problems, priors, sampler, device)
 
 
-def provenance(job: Job) -> dict[str, Any]:
-    """Versions, plug-ins, hashes of the input and the weights, seed, device."""
-    packages = {}
-    for name in ("invdiff", "torch", "numpy", "deepinv", "monai", "hydra-core"):
-        try:
-            packages[name] = version(name)
-        except ModuleNotFoundError:
-            packages[name] = "absent"
-    used = {}
-    for group, key in (("domains", "domain"), ("priors", "prior"), ("samplers", "sampler")):
-        plugin = plugins(group)[str(job.config[key]["name"])]
-        used[key] = f"{plugin.name} ({plugin.distribution} {plugin.version}, {plugin.target})"
-    return {
-        "packages": packages,
-        "plugins": used,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "device": str(job.device),
-        "threads": torch.get_num_threads(),
-        "seed": job.config["seed"],
-        "input": input_digest(job.config),
-        "measurement": [measurement_digest(problem) for problem in job.problems],
-    }
-
-
-def input_digest(config: Mapping[str, Any]) -> dict[str, str] | None:
-    """Name and SHA-256 of the input file (None for the example or a folder)."""
-    path = config["input"].get("path")
-    if not path or not Path(path).is_file():
-        return None
-    return {
-        "file": Path(path).name,
-        "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
-    }
-
-
-def measurement_digest(problem: Problem) -> str:
-    """SHA-256 of the scaled data, so that a resumed run continues the same problem."""
-    data = problem.measurement.y.detach().cpu().contiguous().numpy().tobytes()
-    return hashlib.sha256(data).hexdigest()
-
-
 def begin(job: Job) -> Path:
     """Make the run directory of a checked job."""
     from omegaconf import OmegaConf
@@ -238,7 +179,7 @@ def begin(job: Job) -> Path:
         run = new_directory(folder, "-".join(str(part) for part in parts))
     with full_disk_is_an_input_error():
         write_text(run / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
-        write_json(run / "provenance.json", provenance(job))
+        write_json(run / "provenance.json", provenance(job.config, job.problems, job.device))
         write_json(run / "status.json", {"status": "running"})
     return run
 
@@ -289,11 +230,11 @@ def _items(job: Job, run: Path, log: Log, report: Report) -> list[ItemResult]:
     for index, (problem, prior) in enumerate(zip(job.problems, job.priors, strict=True)):
         folder = run / "items" / problem.id
         folder.mkdir(parents=True, exist_ok=True)
-        counted = CountedPrior(prior)
+        counter = counted(prior)
         began = time.perf_counter()
         report("starting", index * per_item, total)
-        sampler = prepared(job.sampler, counted, problem.measurement, problem.shape, job.device)
-        shared_calls = counted.calls
+        sampler = prepared(job.sampler, counter, problem.measurement, problem.shape, job.device)
+        shared_calls = counter.calls
         parts: list[Posterior] = []
         for first in range(0, samples, batch):
             numbers = range(first, min(first + batch, samples))
@@ -304,10 +245,10 @@ def _items(job: Job, run: Path, log: Log, report: Report) -> list[ItemResult]:
                 def progress(done: int, steps: int, base: int = base, count: int = len(numbers)) -> None:
                     report("sampling", base + done * count, total)
 
-                before = counted.calls
+                before = counter.calls
                 drawn = draw(
                     sampler,
-                    counted,
+                    counter,
                     problem.measurement,
                     problem.shape,
                     particles=numbers,
@@ -320,7 +261,7 @@ def _items(job: Job, run: Path, log: Log, report: Report) -> list[ItemResult]:
                 with torch.no_grad():
                     chi2 = problem.measurement.chi2(x)
                 filters = [asdict(one) for one in drawn.filters]
-                info = {"network_calls": counted.calls - before, "filters": filters}
+                info = {"network_calls": counter.calls - before, "filters": filters}
                 Posterior(x, chi2, job.sampler.claim, info).save(path)
                 log.write("samples", item=problem.id, first=first, count=len(numbers))
             parts.append(Posterior.load(path))

@@ -32,7 +32,6 @@ verify` on lingauss and the MRI field. Mixtures: wrong modes (error .29 where ex
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -48,9 +47,9 @@ from invdiff.prior.network import snap
 from invdiff.prior.prior import Prior
 from invdiff.sampler.guidance.guidance import Claim, Variance, conditional_variance
 from invdiff.sampler.keys import ParticleNoise
+from invdiff.sampler.likelihood import likelihood_score, posterior_draw
 from invdiff.sampler.loop import Draws, Progress, require_finite
 from invdiff.sampler.schedule import Schedule, karras
-from invdiff.sampler.split_gibbs import posterior_draw
 from invdiff.sampler.start import prior_marginal
 
 ODE_STEPS, ODE_END = 5, 0.01
@@ -143,26 +142,3 @@ def flow(prior: Prior, x: Float[Tensor, "batch *event"], sigma: float) -> Float[
     for here, fresh in itertools.pairwise(levels):
         x = torch.lerp(prior.denoise(x, here), x, fresh / here)
     return x
-
-
-def likelihood_score(
-    measurement: Measurement,
-    x: Float[Tensor, "batch *event"],
-    probe: Float[Tensor, "batch *event"],
-    rounds: int,
-) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, "batch *event"], Float[Tensor, "batch"]]:
-    """`grad log p(y | x)`, and |dA/dx|^2 by power iteration from `probe`, each sample on its own."""
-    jvp: Callable[..., tuple[Tensor, Tensor]] = torch.autograd.functional.jvp
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        (score,) = torch.autograd.grad(measurement.log_likelihood(leaf).sum(), leaf)
-    for _ in range(rounds):
-        length = probe.flatten(1).norm(dim=1)
-        unit = probe / expand(torch.where(length > 0, length, 1.0), x)
-        image = jvp(measurement.operator, leaf, unit)[1]
-        with torch.enable_grad():
-            back = measurement.operator(leaf)
-        (probe,) = torch.autograd.grad(back, leaf, image)
-    norm2 = probe.flatten(1).norm(dim=1)
-    # A probe that the operator does not see would stay zero for good.
-    return score.to(x.dtype), torch.where(expand(norm2 > 0, x), probe, unit), norm2

@@ -14,8 +14,8 @@ from torch import Tensor
 from invdiff.measurement.measurement import Measurement
 from invdiff.prior.prior import Prior, PriorCard
 from invdiff.sampler.feynman_kac import FilterStatistics
-from invdiff.sampler.guidance.guidance import Claim, Guidance
-from invdiff.sampler.integrator import ExponentialMultistep
+from invdiff.sampler.guidance.guidance import Claim, Guidance, Guided
+from invdiff.sampler.integrator import ExponentialMultistep, Normal
 from invdiff.sampler.keys import ParticleNoise
 from invdiff.sampler.schedule import Schedule
 from invdiff.sampler.start import PriorDraw
@@ -114,18 +114,46 @@ class DiffusionSampler:
         noise: ParticleNoise,
         progress: Progress | None = None,
     ) -> Draws:
-        levels = (*self.schedule, 0.0)
-        x = self.start(prior.card, shape, levels[0], noise)
-        state = self.integrator.start(x, levels[0])
-        for k, (sigma, sigma_next) in enumerate(itertools.pairwise(levels)):
-            guided = self.guidance(prior, measurement, state.x, sigma, sigma_next)
-            state = self.integrator.step(state, guided.denoised, sigma_next, noise.normal, guided.direction)
-            if guided.impulse is not None and sigma_next > 0:
-                state.x.add_(guided.impulse)
-            if progress is not None:
-                progress(k + 1, len(self.schedule))
-        require_finite(state.x, self.name)
-        return Draws(state.x)
+        start = self.start(prior.card, shape, self.schedule[0], noise)
+
+        def denoise(x: Tensor, sigma: float, sigma_next: float) -> Guided:
+            return self.guidance(prior, measurement, x, sigma, sigma_next)
+
+        x = descend(denoise, start, (*self.schedule, 0.0), self.integrator, noise.normal, progress)
+        require_finite(x, self.name)
+        return Draws(x)
+
+
+def descend(
+    denoise: Callable[[Tensor, float, float], Guided],
+    x: Float[Tensor, "batch *event"],
+    levels: Sequence[float],
+    integrator: ExponentialMultistep,
+    normal: Normal,
+    progress: Progress | None = None,
+) -> Float[Tensor, "batch *event"]:
+    """x from `levels[0]` down to `levels[-1]`; `denoise(x, sigma, sigma_next)` gives the (guided) D."""
+    state = integrator.start(x, levels[0])
+    for k, (sigma, sigma_next) in enumerate(itertools.pairwise(levels)):
+        guided = denoise(state.x, sigma, sigma_next)
+        state = integrator.step(state, guided.denoised, sigma_next, normal, guided.direction)
+        if guided.impulse is not None and sigma_next > 0:
+            state.x.add_(guided.impulse)
+        if progress is not None:
+            progress(k + 1, len(levels) - 1)
+    return state.x
+
+
+@torch.no_grad()
+def reverse(
+    prior: Prior,
+    x: Float[Tensor, "batch *event"],
+    levels: Sequence[float],
+    integrator: ExponentialMultistep,
+    normal: Normal,
+) -> Float[Tensor, "batch *event"]:
+    """x from `levels[0]` down to `levels[-1]` by the prior alone."""
+    return descend(lambda x, sigma, _: Guided(prior.denoise(x, sigma)), x, levels, integrator, normal)
 
 
 def require_finite(x: Float[Tensor, "batch *event"], sampler: str) -> None:

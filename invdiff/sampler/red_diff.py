@@ -34,13 +34,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from invdiff.errors import InputError
-from invdiff.measurement.linear import expand, operator_norm
+from invdiff.measurement.linear import expand
 from invdiff.measurement.measurement import Measurement
 from invdiff.measurement.operator import LinearOperator
 from invdiff.prior.prior import Prior
-from invdiff.sampler.daps import likelihood_score
 from invdiff.sampler.guidance.guidance import Claim
 from invdiff.sampler.keys import ParticleNoise
+from invdiff.sampler.likelihood import likelihood_score
 from invdiff.sampler.loop import Draws, Progress, require_finite
 from invdiff.sampler.schedule import Schedule
 from invdiff.sampler.start import prior_marginal
@@ -108,7 +108,7 @@ class REDdiff:
         operator = measurement.operator
         if not isinstance(operator, LinearOperator):
             return draw, likelihood_score(measurement, draw, noise.normal(shape), rounds=10)[2]
-        norm2 = operator_norm(operator.normal, shape, device=noise.device, dtype=noise.dtype) ** 2
+        norm2 = operator.norm(shape, noise.device, noise.dtype) ** 2
         mean = torch.full_like(draw[:1], prior.card.mean)
         weight = 1e2 * prior.card.std**2 / measurement.noise.variance()
         found = measurement.proximal(mean, weight, tolerance=1e-6).x

@@ -29,7 +29,6 @@ exact sets have .016; chi2 4.9 for .84).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -44,7 +43,8 @@ from invdiff.prior.prior import Prior
 from invdiff.sampler.guidance.guidance import Claim
 from invdiff.sampler.integrator import named
 from invdiff.sampler.keys import ParticleNoise
-from invdiff.sampler.loop import Draws, Progress, require_finite
+from invdiff.sampler.likelihood import posterior_draw
+from invdiff.sampler.loop import Draws, Progress, require_finite, reverse
 from invdiff.sampler.schedule import Schedule, loguniform
 from invdiff.sampler.start import prior_marginal
 
@@ -107,33 +107,8 @@ class SplitGibbs:
         self, prior: Prior, z: Float[Tensor, "batch *event"], rho: float, noise: ParticleNoise
     ) -> Float[Tensor, "batch *event"]:
         """A draw of p(x0 | x_rho = z)."""
-        integrator = REVERSE[self.order]
-        state = integrator.start(z, rho)
         levels = inner_levels(rho, self.inner, self.ratio, prior.card.sigma_range[0], prior.card.levels)
-        for sigma, fresh in itertools.pairwise((*levels, 0.0)):
-            state = integrator.step(state, prior.denoise(state.x, sigma), fresh, noise.normal)
-        return state.x
-
-
-def posterior_draw(
-    measurement: Measurement,
-    center: Float[Tensor, "batch *event"],
-    r2: float,
-    noise: ParticleNoise,
-    iterations: int,
-    tolerance: float,
-    sampler: str,
-) -> Float[Tensor, "batch *event"]:
-    """An exact draw of `exp(-|y - A z|^2 / 2 sigma_y^2 - |z - center|^2 / 2 r^2)`, by perturb-and-solve."""
-    operator = measurement.linear(sampler)
-    variance = measurement.noise.variance()
-    y = measurement.y.to(center)[None]
-    perturbed = center + r2**0.5 * noise.normal(tuple(center.shape[1:]))
-    data = operator.adjoint(y + variance**0.5 * noise.normal(tuple(y.shape[1:])))
-    solution = measurement.proximal(
-        perturbed, r2 / variance, data=data, iterations=iterations, tolerance=tolerance
-    )
-    return solution.x
+        return reverse(prior, z, (*levels, 0.0), REVERSE[self.order], noise.normal)
 
 
 def inner_levels(

@@ -44,7 +44,6 @@ import torch
 from torch import Tensor
 
 from invdiff.errors import InputError
-from invdiff.measurement.linear import operator_norm
 from invdiff.measurement.measurement import Measurement
 from invdiff.measurement.noise import UnknownGaussianNoise
 from invdiff.prior.prior import Prior
@@ -97,8 +96,8 @@ class SplitLangevin:
         """This sampler with the start that all samples of a problem share (deterministic)."""
         if self.start is not None:
             return self
-        normal = measurement.linear(self.name).normal
-        norm2 = operator_norm(normal, shape, device=device, dtype=dtype) ** 2 if self.momentum else 1.0
+        operator = measurement.linear(self.name)
+        norm2 = operator.norm(shape, device, dtype) ** 2 if self.momentum else 1.0
         if self.start_steps:
             levels = loguniform(self.start_steps, 0.3, 0.03)
             estimate = PlugAndPlay(levels)(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from invdiff.prior.prior import Prior
 from invdiff.sampler.integrator import named
 from invdiff.sampler.keys import ParticleNoise, stream
+from invdiff.sampler.loop import reverse
 from invdiff.sampler.schedule import karras
 from invdiff.sampler.start import PriorDraw
 
@@ -41,10 +41,5 @@ def sample_prior(
     first = min(80.0, high) if sigma_max is None else sigma_max
     levels = (*karras(steps, first, max(0.003, low)), 0.0)
     noise = ParticleNoise(seed, particles, device=device, dtype=dtype)
-    integrator = named("2m_sde")
-    with torch.no_grad():
-        state = integrator.start(PriorDraw()(prior.card, shape, levels[0], noise), levels[0])
-        for sigma, sigma_next in itertools.pairwise(levels):
-            denoised = prior.denoise(state.x, sigma)
-            state = integrator.step(state, denoised, sigma_next, noise.normal)
-    return state.x
+    start = PriorDraw()(prior.card, shape, levels[0], noise)
+    return reverse(prior, start, levels, named("2m_sde"), noise.normal)

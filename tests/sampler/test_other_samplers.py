@@ -16,11 +16,12 @@ from invdiff.measurement.measurement import Measurement, simulate
 from invdiff.measurement.noise import GaussianNoise
 from invdiff.measurement.operator import FunctionOperator, MatrixOperator
 from invdiff.prior.gaussian import GaussianPrior
-from invdiff.sampler.daps import DAPS, likelihood_score
+from invdiff.sampler.daps import DAPS
+from invdiff.sampler.likelihood import likelihood_score, posterior_draw
 from invdiff.sampler.loop import draw
 from invdiff.sampler.red_diff import REDdiff
 from invdiff.sampler.schedule import karras, loguniform, vp_linear
-from invdiff.sampler.split_gibbs import SplitGibbs, posterior_draw
+from invdiff.sampler.split_gibbs import SplitGibbs
 
 DOUBLE = torch.float64
 DIM, NOISE = 8, 0.05

@@ -23,7 +23,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from invdiff.errors import InputError
-from invdiff.measurement.linear import operator_norm
 from invdiff.measurement.measurement import Measurement
 from invdiff.measurement.operator import LinearOperator
 from invdiff.prior.prior import Prior
@@ -60,9 +59,8 @@ class STSL:
         sigma_next: float,
     ) -> Guided:
         operator, norm = measurement.operator, 1.0
-        shape = tuple(x.shape[1:])
         if isinstance(operator, LinearOperator):
-            norm = operator_norm(operator.normal, shape, device=x.device, dtype=x.dtype)
+            norm = operator.norm(tuple(x.shape[1:]), x.device, x.dtype)
         length = self.step / max(norm, 1e-30) ** 2
         here = x.detach()
         for _ in range(self.inner):

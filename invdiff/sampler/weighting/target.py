@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from invdiff.measurement.linear import operator_norm
 from invdiff.measurement.measurement import Measurement
 from invdiff.measurement.operator import LinearOperator
 from invdiff.prior.prior import Prior
@@ -60,7 +59,7 @@ class Target:
         operator = self.measurement.operator
         if not isinstance(operator, LinearOperator):
             return 1.0
-        return operator_norm(operator.normal, self.shape, device=self.device, dtype=self.dtype)
+        return operator.norm(self.shape, self.device, self.dtype)
 
     def bounds(self, sigma_max: float, sigma_min: float, resolve: bool = False) -> tuple[float, float]:
         """First and last level within the prior's range.
