@@ -1,7 +1,7 @@
 """MR reconstruction beside the classical methods, through the product's own command path.
 
     python benchmarks/mri.py head DATA [--samples 8]      the table of README: a real 8-coil head
-    python benchmarks/mri.py calibration DATA             std maps on ten test slices
+    python benchmarks/mri.py slices DATA                  the same on ten test slices, with std maps
     python benchmarks/mri.py prospective DATA             a real 7.9x Poisson-disc scan
     python benchmarks/mri.py tune-baselines DATA          lambdas, on training subjects only
 
@@ -31,6 +31,7 @@ CASES = [
     for acceleration in (4, 8)
     for mask in ("equispaced", "random")
 ]
+NAMES = ("zero-filled", "CG-SENSE", "L1-wavelet", "TV", "one sample", "posterior mean")
 # PSNR in dB: best classical method with lambda chosen knowing the truth, and a prototype prior
 # (11 CPU-minutes of training, 48 network calls) with its plug-and-play estimate.
 BEFORE = {
@@ -83,12 +84,11 @@ def head(data: Path, extra: list[str], keep: Path | None) -> None:
     folders = [None if keep is None else keep / "-".join(map(str, case)) for case in CASES]
     with ProcessPoolExecutor(2) as pool:
         done = list(pool.map(solve, jobs, folders))
-    names = ("zero-filled", "CG-SENSE", "L1-wavelet", "TV", "one sample", "posterior mean")
     print("PSNR (dB) / SSIM / NMSE, fastMRI convention; head8ch, reference: RSS of the full scan\n")
     print(
-        "| case | best classical, oracle | prototype | " + " | ".join(names) + " | chi2 | 1 std | 2 std | s |"
+        "| case | best classical, oracle | prototype | " + " | ".join(NAMES) + " | chi2 | 1 std | 2 std | s |"
     )
-    print("|---|---|---|" + "---|" * (len(names) + 4))
+    print("|---|---|---|" + "---|" * (len(NAMES) + 4))
     for case, result in zip(CASES, done, strict=True):
         item = next(iter(result["metrics"].values()))
         seconds = next(iter(result["timing"].values()))["sampling"]
@@ -100,7 +100,7 @@ def head(data: Path, extra: list[str], keep: Path | None) -> None:
         ]
         print(
             f"| {case[0]} {case[1]}x {case[2]} | {classical} | {prototype} | "
-            + " | ".join(cell(item["table"][name]) for name in names)
+            + " | ".join(cell(item["table"][name]) for name in NAMES)
             + f" | {chi2:.2f} | {within[0]} | {within[1]} | {seconds:.0f} |"
         )
         if item["table"]["posterior mean"]["psnr"] <= prototype:
@@ -121,15 +121,16 @@ def slices(data: Path, split: str, count: int) -> list[np.ndarray]:
     return found
 
 
-def simulated(image: np.ndarray, number: int, coils: str, acceleration: int, extra: list[str]) -> list[str]:
+def simulated(image: np.ndarray, number: int, case: tuple[str, int, str], extra: list[str]) -> list[str]:
     """A slice written as PNG and read by the product as a simulated scan."""
     from PIL import Image
 
     path = Path(tempfile.mkdtemp()) / f"slice{number}.png"
     Image.fromarray(image).save(path)
+    coils, acceleration, mask = case
     return [
         f"input.path={path}",
-        "operator.mask=equispaced",
+        f"operator.mask={mask}",
         f"operator.acceleration={acceleration}",
         f"operator.mask_seed={number}",
         f"seed={number}",
@@ -138,30 +139,39 @@ def simulated(image: np.ndarray, number: int, coils: str, acceleration: int, ext
     ]
 
 
-def calibration(data: Path, extra: list[str], split: str, count: int, cases: str) -> None:
+def test_slices(data: Path, extra: list[str], split: str, count: int, cases: str) -> None:
+    """Means over slices: the table of `head`, and the range of the shares over the slices."""
     images = slices(data, split, count)
-    print(f"{len(images)} slices of {split} subjects, simulated scans (noise .01 of the 99.5th percentile)\n")
-    heads = ("case", "within 1 std (68 %)", "within 2 std (95 %)", "chi2 of samples", "PSNR mean", "PSNR TV")
-    print("| " + " | ".join((*heads, "std factor for 68 %")) + " |")
-    print("|---|---|---|---|---|---|---|")
-    for case in cases.split(","):
-        coils, acceleration = case[:-1], int(case[-1])
-        jobs = [simulated(image, i, coils, acceleration, extra) for i, image in enumerate(images)]
+    print(f"{len(images)} slices of {split} subjects, simulated scans (noise .01 of the 99.5th percentile);")
+    print("PSNR (dB) / SSIM / NMSE, means over the slices\n")
+    heads = ("case", *NAMES, "chi2", "within 1 std (68 %)", "within 2 std (95 %)", "std factor for 68 %")
+    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
+    for case in CASES if cases == "all" else [tuple(text.split("-")) for text in cases.split(",")]:
+        coils, acceleration, mask = case
+        jobs = [
+            simulated(image, i, (coils, int(acceleration), mask), extra) for i, image in enumerate(images)
+        ]
         with ProcessPoolExecutor(2) as pool:
             items = [next(iter(done["metrics"].values())) for done in pool.map(solve, jobs)]
-        one = [item["facts"]["within_1_std"] for item in items]
-        two = [item["facts"]["within_2_std"] for item in items]
-        chi2 = [np.mean(item["chi2_per_sample"]) for item in items]
-        mean = [item["table"]["posterior mean"]["psnr"] for item in items]
-        tv = [item["table"]["TV"]["psnr"] for item in items]
-        shares = [
-            f"{100 * np.mean(share):.0f} % ({100 * min(share):.0f}–{100 * max(share):.0f})"
-            for share in (one, two)
+        rows = [
+            cell(
+                {
+                    key: np.mean([item["table"][name][key] for item in items])
+                    for key in ("psnr", "ssim", "nmse")
+                }
+            )
+            for name in NAMES
         ]
+        shares = []
+        for key in ("within_1_std", "within_2_std"):
+            share = [100 * item["facts"][key] for item in items]
+            shares.append(f"{np.mean(share):.0f} % ({min(share):.0f}–{max(share):.0f})")
+        chi2 = np.mean([np.mean(item["chi2_per_sample"]) for item in items])
+        factor = np.mean([item["facts"]["std_factor"] for item in items])
         print(
-            f"| {coils} {acceleration}x | {shares[0]} | {shares[1]} | {np.mean(chi2):.2f} "
-            f"| {np.mean(mean):.2f} | {np.mean(tv):.2f} "
-            f"| {np.mean([item['facts']['std_factor'] for item in items]):.2f} |",
+            f"| {coils} {acceleration}x {mask} | "
+            + " | ".join((*rows, f"{chi2:.2f}", *shares, f"{factor:.2f}"))
+            + " |",
             flush=True,
         )
 
@@ -205,7 +215,10 @@ def tune_baselines(data: Path) -> None:
                 f"domain.baselines.wavelet={weight}",
                 f"domain.baselines.tv={weight}",
             ]
-            jobs = [simulated(image, i, coils, acceleration, extra) for i, image in enumerate(images)]
+            jobs = [
+                simulated(image, i, (coils, acceleration, "equispaced"), extra)
+                for i, image in enumerate(images)
+            ]
             with ProcessPoolExecutor(2) as pool:
                 items = [next(iter(done["metrics"].values())) for done in pool.map(solve, jobs)]
             row = {
@@ -223,19 +236,19 @@ def tune_baselines(data: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=("head", "calibration", "prospective", "tune-baselines"))
+    parser.add_argument("what", choices=("head", "slices", "prospective", "tune-baselines"))
     parser.add_argument("data", type=Path)
     parser.add_argument("--split", default="test", choices=("test", "train"))
-    parser.add_argument("--count", type=int, default=10, help="slices of the calibration")
-    parser.add_argument("--cases", default="multi4,multi8,single4,single8", help="of the calibration")
+    parser.add_argument("--count", type=int, default=10, help="number of slices")
+    parser.add_argument("--cases", default="all", help="of slices: multi-4-equispaced,single-8-random,...")
     parser.add_argument("--keep", type=Path, help="keep the run directories here")
     parser.add_argument("overrides", nargs="*", help="settings of the run as key=value")
     arguments = parser.parse_intermixed_args()
     began = time.time()
     if arguments.what == "head":
         head(arguments.data, arguments.overrides, arguments.keep)
-    elif arguments.what == "calibration":
-        calibration(arguments.data, arguments.overrides, arguments.split, arguments.count, arguments.cases)
+    elif arguments.what == "slices":
+        test_slices(arguments.data, arguments.overrides, arguments.split, arguments.count, arguments.cases)
     elif arguments.what == "prospective":
         prospective(arguments.data, arguments.overrides, arguments.keep)
     else:

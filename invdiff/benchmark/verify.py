@@ -211,10 +211,9 @@ def judge(sampler: Sampler, known: Known, seed: int) -> Row:
     return compare(sampler, known, drawn, prior, seconds)
 
 
-def compare(
-    sampler: Sampler, known: Known, drawn: Draws, prior: Counted, claimed: bool, seconds: float
-) -> Row:
+def compare(sampler: Sampler, known: Known, drawn: Draws, prior: Counted, seconds: float) -> Row:
     """The verdict on a set of draws."""
+    claimed = covers(sampler, known)
     reference = known.reference
     distances = [known.distance(drawn.x, one) for one in reference.sets]
     distance, floor = sum(distances) / len(distances), float(reference.floors.mean())

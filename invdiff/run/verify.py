@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from invdiff import __version__
 from invdiff.benchmark.verify import Row, verify
@@ -21,11 +22,6 @@ def run_verify(
     from rich.console import Console
 
     console = Console(stderr=True)
-
-    def tell(row: Row) -> None:
-        console.print(f"{row.problem}: {row.sampler} {row.verdict}", style="dim", highlight=False)
-
-    rows = verify(samplers, problems, full, seed, tell)
     command = " ".join(
         [
             "invdiff verify",
@@ -35,14 +31,25 @@ def run_verify(
             *([f"--seed {seed}"] if seed else []),
         ]
     )
-    out.mkdir(parents=True, exist_ok=True)
-    content = {
+    content: dict[str, Any] = {
+        "status": "running",
         "command": command,
         "invdiff": __version__,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "rows": [row.as_dict() for row in rows],
+        "rows": [],
     }
+    out.mkdir(parents=True, exist_ok=True)
+
+    def tell(row: Row) -> None:
+        console.print(
+            f"{row.problem}: {row.sampler} {row.verdict} ({row.seconds:.1f} s)", style="dim", highlight=False
+        )
+        content["rows"].append(row.as_dict())
+        write_json(out / "verify.json", content)
+
+    rows = verify(samplers, problems, full, seed, tell)
+    content["status"] = "complete"
     write_json(out / "verify.json", content)
     note = f"`{command}`; invdiff {__version__}, torch {torch.__version__}, CPU seconds of one process"
     write_text(out / "verify.md", markdown(rows) + f"\n{note}\n")
