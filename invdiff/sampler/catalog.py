@@ -119,7 +119,7 @@ def levelled(kind: type[Any]) -> Builder:
 
 def filtered(kind: type[Any]) -> Builder:
     """The builder of a particle method."""
-    engine = ("particles", "keep", "threshold", "resampling")
+    engine = {field.name for field in fields(ParticleSampler)} - {"method", "ready"}
 
     def build(settings: Mapping[str, Any], card: PriorCard) -> Sampler:
         method = construct(

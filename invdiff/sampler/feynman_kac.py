@@ -26,9 +26,10 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from invdiff.measurement.linear import expand
 from invdiff.sampler.particles import ancestors, effective_fraction, log_mean, normalised
 
 P = TypeVar("P")
@@ -135,18 +136,30 @@ class Filtered(Generic[P]):
 
 
 def gather(particles: Any, chosen: Int[Tensor, "count"]) -> Any:
-    """`particles[chosen]`, through tuples, dataclasses of tensors and objects with their own `gather`."""
-    if isinstance(particles, Tensor):
-        return particles[chosen.to(particles.device)]
-    if isinstance(particles, tuple):
-        return tuple(gather(part, chosen) for part in particles)
+    """`particles[chosen]`, through lists, tuples, dataclasses of tensors and what has a `gather`."""
     if isinstance(particles, list):
         return [particles[int(i)] for i in chosen]
-    own = getattr(particles, "gather", None)
-    if own is not None:
-        return own(chosen)
+    if hasattr(particles, "gather") and not isinstance(particles, Tensor):
+        return particles.gather(chosen)
+    return through(lambda part: part[chosen.to(part.device)], particles)
+
+
+def choose(mask: Bool[Tensor, "particles"], first: P, second: P) -> P:
+    """Particles of `first` where `mask` is set, else of `second`."""
+    chosen: P = through(lambda a, b: torch.where(expand(mask.to(a.device), a), a, b), first, second)
+    return chosen
+
+
+def through(function: Callable[..., Tensor], *trees: Any) -> Any:
+    """`function` on the tensors of trees of one structure."""
+    first = trees[0]
+    if isinstance(first, Tensor):
+        return function(*trees)
+    if isinstance(first, tuple):
+        return tuple(through(function, *parts) for parts in zip(*trees, strict=True))
+    names = [field.name for field in fields(first)]
     return replace(
-        particles, **{f.name: gather(getattr(particles, f.name), chosen) for f in fields(particles)}
+        first, **{name: through(function, *(getattr(tree, name) for tree in trees)) for name in names}
     )
 
 

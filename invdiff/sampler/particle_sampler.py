@@ -15,7 +15,7 @@ import torch
 from invdiff.errors import InputError
 from invdiff.measurement.measurement import Measurement
 from invdiff.prior.prior import Prior
-from invdiff.sampler import feynman_kac
+from invdiff.sampler import feynman_kac, path_moves
 from invdiff.sampler.guidance.guidance import Claim
 from invdiff.sampler.keys import ParticleNoise, stream
 from invdiff.sampler.loop import Draws, Progress, needs_linear, require_finite
@@ -48,6 +48,8 @@ class ParticleSampler:
     particles: N of each filter.
     keep: samples that each filter returns.
     threshold, resampling: see `feynman_kac.Settings`.
+    resample_from, resample_to: shares of the moves between which resampling is allowed.
+    moves, moves_window, moves_step: see `path_moves.Settings`.
     ready: the model of a prepared problem.
     """
 
@@ -56,6 +58,11 @@ class ParticleSampler:
     keep: int = 1
     threshold: float = 0.5
     resampling: str = "systematic"
+    resample_from: float = 0.0
+    resample_to: float = 1.0
+    moves: int = 0
+    moves_window: int = 4
+    moves_step: float = 0.4
     ready: feynman_kac.Model[Any] | None = None
 
     def __post_init__(self) -> None:
@@ -64,6 +71,8 @@ class ParticleSampler:
                 f"a filter of {self.particles} particles cannot return {self.keep} samples; "
                 "keep lies between 1 and particles"
             )
+        if not 0 <= self.resample_from < self.resample_to <= 1:
+            raise InputError("a particle sampler needs 0 <= resample_from < resample_to <= 1")
 
     @property
     def name(self) -> str:
@@ -104,10 +113,12 @@ class ParticleSampler:
         dtype: torch.dtype,
     ) -> ParticleSampler:
         """The sampler with its model, whose shared work (a pilot) is done once a problem."""
-        generator = stream(0, SHARED)
-        return replace(
-            self, ready=self.method.model(Target(prior, measurement, shape, device, dtype), generator)
-        )
+        target = Target(prior, measurement, shape, device, dtype)
+        model = self.method.model(target, stream(0, SHARED))
+        if self.moves:
+            options = path_moves.Settings(self.moves, self.moves_window, self.moves_step)
+            model = path_moves.with_moves(model, options, self.name)
+        return replace(self, ready=model)
 
     def __call__(
         self,
@@ -121,7 +132,9 @@ class ParticleSampler:
         if model is None:
             model = self.prepare(prior, measurement, shape, noise.device, noise.dtype).ready
         assert model is not None
-        settings = feynman_kac.Settings(self.particles, self.threshold, self.resampling)
+        window = (round(self.resample_from * model.steps), round(self.resample_to * model.steps))
+        settings = feynman_kac.Settings(self.particles, self.threshold, self.resampling, window)
+        rejuvenate = getattr(model, "rejuvenate", None)
         rows: dict[int, torch.Tensor] = {}
         statistics = []
         groups = sorted({number // self.keep for number in noise.particles})
@@ -132,9 +145,11 @@ class ParticleSampler:
                 if progress is not None:
                     progress((done * steps + k) // len(groups), steps)
 
-            filtered = feynman_kac.run(model, settings, generator, progress=tell)
+            filtered = feynman_kac.run(model, settings, generator, rejuvenate, progress=tell)
             chosen = filtered.select(self.keep, generator)
             final = feynman_kac.gather(filtered.particles, chosen)
+            if isinstance(final, path_moves.Path):
+                final = final.particles
             x = final if isinstance(final, torch.Tensor) else final.x
             rows.update(enumerate(x.reshape(-1, *shape), group * self.keep))
             statistics.append(filtered.statistics)

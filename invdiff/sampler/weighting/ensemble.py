@@ -174,8 +174,17 @@ class EnsembleModel:
             return (denoised - x) / sigma**2, correction
         return (self.target.denoise(x, sigma) - x) / sigma**2, 0.0
 
+    def noise(self, count: int, generator: torch.Generator) -> Float[Tensor, "n *event"]:
+        return self.target.normal(count, generator)
+
     def move(
         self, k: int, x: Float[Tensor, "n *event"], generator: torch.Generator
+    ) -> tuple[Tensor, Float[Tensor, "n"]]:
+        x, increment = self.driven(k, x, self.noise(len(x), generator))
+        return self.langevin(x, self.levels[k + 1], generator), increment
+
+    def driven(
+        self, k: int, x: Float[Tensor, "n *event"], xi: Float[Tensor, "n *event"]
     ) -> tuple[Tensor, Float[Tensor, "n"]]:
         sigma, fresh = self.levels[k], self.levels[k + 1]
         delta, c2, eta = sigma**2 - fresh**2, self.settings.noise**2, self.settings.guidance
@@ -189,12 +198,15 @@ class EnsembleModel:
             rate = rate + c2 * ((0.5 - eta) * (curve - square) + (1 - eta) * along)
         increment = delta * (rate + correction / 2) - (self.energy(x, fresh) - self.energy(x, sigma))
         x = x + delta * ((1 + c2) / 2 * score - eta * c2 * slope)
-        if fresh > 0:
-            x = x + math.sqrt(c2 * delta) * self.target.normal(len(x), generator)
-            for _ in range(self.settings.langevin):
-                step = self.settings.langevin_step * min(
-                    fresh**2, self.scale(fresh) / max(self.norm, 1e-30) ** 2
-                )
-                drift = self.score(x, fresh)[0] - self.slope(x, fresh)
-                x = x + step * drift + math.sqrt(2 * step) * self.target.normal(len(x), generator)
-        return x, increment
+        return (x + math.sqrt(c2 * delta) * xi if fresh > 0 else x), increment
+
+    def langevin(
+        self, x: Float[Tensor, "n *event"], sigma: float, generator: torch.Generator
+    ) -> Float[Tensor, "n *event"]:
+        """Unadjusted Langevin moves at the density of one level."""
+        for _ in range(self.settings.langevin if sigma > 0 else 0):
+            limit = min(sigma**2, self.scale(sigma) / max(self.norm, 1e-30) ** 2)
+            step = self.settings.langevin_step * limit
+            drift = self.score(x, sigma)[0] - self.slope(x, sigma)
+            x = x + step * drift + math.sqrt(2 * step) * self.noise(len(x), generator)
+        return x

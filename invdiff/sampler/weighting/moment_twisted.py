@@ -145,8 +145,7 @@ class MomentTwistedModel:
         return len(self.levels)
 
     def start(self, count: int, generator: torch.Generator) -> tuple[Particles, Float[Tensor, "n"]]:
-        noise = self.problem.normal((count, self.problem.size), generator)
-        particles = self.twist(self.mean + self.levels[0] * noise, self.levels[0])
+        particles = self.twist(self.mean + self.levels[0] * self.noise(count, generator), self.levels[0])
         return particles, particles.log_twist
 
     def move(
@@ -154,10 +153,17 @@ class MomentTwistedModel:
     ) -> tuple[Particles, Float[Tensor, "n"]]:
         if k == self.steps - 1:
             return self.last(particles, generator)
+        return self.driven(k, particles, self.noise(len(particles.x), generator))
+
+    def noise(self, count: int, generator: torch.Generator) -> Float[Tensor, "n size"]:
+        return self.problem.normal((count, self.problem.size), generator)
+
+    def driven(
+        self, k: int, particles: Particles, xi: Float[Tensor, "n size"]
+    ) -> tuple[Particles, Float[Tensor, "n"]]:
         sigma, fresh = self.levels[k], self.levels[k + 1]
         rho = (fresh / sigma) ** 2
         std = fresh * math.sqrt(1 - rho)
-        xi = self.problem.normal(tuple(particles.x.shape), generator)
         increment = torch.zeros(len(xi), dtype=torch.float64, device=xi.device)
         if self.settings.guide:
             xi, increment = conditioned(particles, xi, (1 - rho) / std)

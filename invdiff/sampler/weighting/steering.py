@@ -112,9 +112,17 @@ class SteeringModel:
         if k == self.steps - 1:
             total = self.reward(p.denoised)
             return replace(p, x=p.denoised, product=total), total - p.product
+        return self.driven(k, p, self.noise(len(p.x), generator))
+
+    def noise(self, count: int, generator: torch.Generator) -> Float[Tensor, "n *event"]:
+        return self.target.normal(count, generator)
+
+    def driven(
+        self, k: int, p: Particles, xi: Float[Tensor, "n *event"]
+    ) -> tuple[Particles, Float[Tensor, "n"]]:
         sigma, fresh = self.levels[k], self.levels[k + 1]
         mean, std = ANCESTRAL.kernel(State(p.x, sigma), p.denoised, fresh)
-        x = mean + std * self.target.normal(len(mean), generator)
+        x = mean + std * xi
         denoised = self.target.denoise(x, fresh)
         if (k + 1) % self.settings.every:
             return replace(p, x=x, denoised=denoised), torch.zeros_like(p.product)

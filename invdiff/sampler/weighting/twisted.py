@@ -103,10 +103,17 @@ class TwistedModel:
             with torch.no_grad():
                 likelihood = self.target.measurement.log_likelihood(p.denoised)
             return Particles(p.denoised, p.denoised, p.guided, likelihood), likelihood - p.log_twist
+        return self.driven(k, p, self.noise(len(p.x), generator))
+
+    def noise(self, count: int, generator: torch.Generator) -> Float[Tensor, "n *event"]:
+        return self.target.normal(count, generator)
+
+    def driven(
+        self, k: int, p: Particles, xi: Float[Tensor, "n *event"]
+    ) -> tuple[Particles, Float[Tensor, "n"]]:
         sigma, fresh = self.levels[k], self.levels[k + 1]
         plain, std = ANCESTRAL.kernel(State(p.x, sigma), p.denoised, fresh)
         mean, _ = ANCESTRAL.kernel(State(p.x, sigma), p.guided, fresh)
-        xi = self.target.normal(len(mean), generator)
         x = mean + std * xi
         ratio = std**2 * xi.flatten(1).double().square().sum(1) - squared(x - plain)
         moved = self.twist(x, fresh)
