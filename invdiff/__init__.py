@@ -59,12 +59,17 @@ _EXPORTS = {
     "Composition": "invdiff.prior.compose",
     "LatentPrior": "invdiff.sampler.latent",
     "autoencoder_maps": "invdiff.sampler.latent",
+    "Unguided": "invdiff.sampler.guidance.unguided",
+    "DiffusionSampler": "invdiff.sampler.loop",
     "NoiseSearch": "invdiff.sampler.noise_search",
     "ParticleSampler": "invdiff.sampler.particle_sampler",
     "nuts": "invdiff.sampler.reference",
     "infer_level": "invdiff.sampler.reference",
     "NoiseLevel": "invdiff.sampler.reference",
     "Gain": "invdiff.sampler.reference",
+    "RolloverSearch": "invdiff.sampler.rollover",
+    "GaussianTeleport": "invdiff.sampler.teleport",
+    "teleported": "invdiff.sampler.teleport",
     "sample_prior": "invdiff.sampler.unconditional",
 }
 
@@ -75,6 +80,7 @@ __all__ = [
     "Composed",
     "Composition",
     "Config",
+    "DiffusionSampler",
     "Domain",
     "Estimates",
     "Figure",
@@ -82,6 +88,7 @@ __all__ = [
     "GaussianMixture",
     "GaussianNoise",
     "GaussianPrior",
+    "GaussianTeleport",
     "InputError",
     "LaplaceNoise",
     "LatentPrior",
@@ -104,10 +111,12 @@ __all__ = [
     "Problem",
     "QuantisedNoise",
     "RicianNoise",
+    "RolloverSearch",
     "Saturation",
     "Summary",
     "Tick",
     "TrainingData",
+    "Unguided",
     "UnknownGaussianNoise",
     "__version__",
     "as_operator",
@@ -124,6 +133,7 @@ __all__ = [
     "save_prior",
     "simulate",
     "solve",
+    "teleported",
     "unknown_name",
     "wrap_deepinv",
 ]
@@ -153,11 +163,15 @@ if TYPE_CHECKING:
     from invdiff.prior.prior import Prior, PriorCard
     from invdiff.prior.training import TrainingData
     from invdiff.registry import load as load_plugin
+    from invdiff.sampler.guidance.unguided import Unguided
     from invdiff.sampler.keys import stream as keyed_stream
     from invdiff.sampler.latent import LatentPrior, autoencoder_maps
+    from invdiff.sampler.loop import DiffusionSampler
     from invdiff.sampler.noise_search import NoiseSearch
     from invdiff.sampler.particle_sampler import ParticleSampler
     from invdiff.sampler.reference import Gain, NoiseLevel, infer_level, nuts
+    from invdiff.sampler.rollover import RolloverSearch
+    from invdiff.sampler.teleport import GaussianTeleport, teleported
     from invdiff.sampler.unconditional import sample_prior
 
 

@@ -21,6 +21,8 @@ from invdiff_mri.masks import calibration_region, effective_acceleration
 from invdiff_mri.noise import NoiseCovariance, from_periphery, from_samples, whitening
 from invdiff_mri.operators import CartesianSense, to_complex, to_image, to_kspace, to_real
 
+PHASE_LINES = 8  # of the calibration region that a low-resolution phase needs
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -76,7 +78,8 @@ class PrepareSettings:
         infer: take the noise level as unknown, starting from the one found.
         sigma: noise per real component and coil in the scan's units; None estimates it.
         scale: data scale by hand; None takes the 99.5th percentile of |CG-SENSE|.
-        phase: "none" (complex prior) or "low_resolution".
+        phase: "none" (complex prior), "low_resolution", or "auto": that, where the calibration region
+            has at least `PHASE_LINES` lines each way (below, it won nothing on training subjects).
         kernel, threshold: of ESPIRiT.
     """
 
@@ -150,11 +153,12 @@ def prepare(
         coils = espirit(white, region, kernel=settings.kernel, threshold=settings.threshold)
     phase = torch.zeros(kspace.shape[1:])
     maps = coils.maps
-    if settings.phase == "low_resolution":
+    if settings.phase not in ("auto", "low_resolution", "none"):
+        raise InputError(f"phase is {settings.phase!r}; expected auto, low_resolution or none")
+    removed = settings.phase == "low_resolution" or (settings.phase == "auto" and min(region) >= PHASE_LINES)
+    if removed:
         phase = low_resolution_phase(white, maps, region)
         maps = maps * torch.exp(1j * phase)
-    elif settings.phase != "none":
-        raise InputError(f"phase is {settings.phase!r}; expected none or low_resolution")
     unmix = torch.linalg.inv(whiten)
     gain = torch.einsum("ij,jyx->iyx", unmix, coils.maps).abs().square().sum(dim=0).sqrt()
     operator = CartesianSense(mask, maps)
@@ -178,7 +182,7 @@ def prepare(
         "noise": f"{covariance.source}, {covariance.level():.3g} per real component",
         "sigma_y in prior units": round(1 / scale, 5),
         "data scale": f"{scale * float(gain.mean()):.4g} ({source})",
-        "phase": settings.phase,
+        "phase": "low-resolution phase taken out" if removed else "as it is",
     }
     kind = UnknownGaussianNoise if settings.infer else GaussianNoise
     measurement = Measurement(operator, kind(1 / scale), y / scale)

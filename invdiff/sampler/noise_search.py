@@ -1,7 +1,7 @@
 """Search over starting noises (Ma et al., arXiv 2501.09732): an optimiser, not a sampler.
 
-A deterministic sampler is a function of its start x_T. Candidates z ~ N(0, I) give
-x_T = m + sqrt(sigma^2 + v) z, and a verifier V scores what comes out:
+A deterministic sampler is a function of the standard noise z that its start is made of; for a draw from the
+prior x_T = m + sqrt(sigma^2 + v) z. Candidates z ~ N(0, I) compete, and a verifier V scores what comes out:
 
     random      the best of N
     zero_order  the best becomes the pivot, neighbours z' = (z + l u) / sqrt(1 + l^2) compete with it
@@ -10,15 +10,15 @@ x_T = m + sqrt(sigma^2 + v) z, and a verifier V scores what comes out:
 
 The default verifier is log p(y | x). Whatever V is, it is exploited: what V does not see gets worse, the
 spread of the results means nothing, and reports say so (claim `heuristic`). The neighbour rule keeps z
-standard normal; the paper gives none.
+standard normal; the paper gives none. Search over the noise of the steps instead is `rollover`.
 """
 
 from __future__ import annotations
 
-import itertools
+import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
@@ -27,11 +27,10 @@ from torch import Tensor
 
 from invdiff.errors import InputError
 from invdiff.measurement.measurement import Measurement
-from invdiff.prior.prior import Prior, PriorCard
-from invdiff.sampler.guidance.guidance import Claim
+from invdiff.prior.prior import Prior
+from invdiff.sampler.guidance.guidance import Claim, Guided
 from invdiff.sampler.keys import ParticleNoise
-from invdiff.sampler.loop import DiffusionSampler, Draws, Progress, require_finite
-from invdiff.sampler.start import prior_marginal
+from invdiff.sampler.loop import DiffusionSampler, Draws, Progress, descend, require_finite
 
 Verifier = Callable[[Float[Tensor, "batch *event"], Measurement], Float[Tensor, "batch"]]
 Kind: TypeAlias = Literal["random", "zero_order", "paths"]
@@ -43,31 +42,63 @@ def likelihood(x: Float[Tensor, "batch *event"], measurement: Measurement) -> Fl
         return measurement.log_likelihood(x)
 
 
-def ensemble_of(*verifiers: Verifier) -> Verifier:
-    """Several verifiers as one: the mean of the ranks that each gives."""
+@dataclass(frozen=True)
+class MeanRank:
+    """Several verifiers as one: the mean of the ranks that each gives, among the candidates of one call."""
 
-    def combined(x: Float[Tensor, "batch *event"], measurement: Measurement) -> Float[Tensor, "batch"]:
-        ranks = [one(x, measurement).argsort().argsort().double() for one in verifiers]
+    verifiers: tuple[Verifier, ...]
+
+    def __call__(self, x: Float[Tensor, "batch *event"], measurement: Measurement) -> Float[Tensor, "batch"]:
+        ranks = [one(x, measurement).argsort().argsort().double() for one in self.verifiers]
         return torch.stack(ranks).mean(dim=0)
 
-    return combined
+
+def ensemble_of(*verifiers: Verifier) -> MeanRank:
+    """Several verifiers as one, see `MeanRank`."""
+    return MeanRank(verifiers)
 
 
-@dataclass(frozen=True)
-class GivenStart:
-    """Starts from given standard noises z instead of fresh ones."""
+def scores(
+    verifier: Verifier, x: Float[Tensor, "batch *event"], measurement: Measurement
+) -> Float[Tensor, "batch"]:
+    """V of every candidate; -inf is a score, NaN an error."""
+    found = verifier(x, measurement)
+    if bool(found.isnan().any()):
+        raise FloatingPointError("the verifier of a search returned NaN; give -inf for what must not win")
+    return found
 
-    z: Float[Tensor, "batch *event"]
 
-    def __call__(
-        self, card: PriorCard, shape: tuple[int, ...], sigma: float, noise: ParticleNoise
-    ) -> Float[Tensor, "particles *event"]:
-        return prior_marginal(card, sigma, self.z)
+class GivenNoise(ParticleNoise):
+    """The standard noise z of a deterministic sampler's start, given instead of drawn."""
+
+    def __init__(self, z: Float[Tensor, "candidates *event"]) -> None:
+        super().__init__(0, range(len(z)), device=z.device, dtype=z.dtype)
+        self.z: Tensor | None = z
+
+    def normal(self, shape: tuple[int, ...]) -> Float[Tensor, "particles *event"]:
+        z, self.z = self.z, None
+        assert z is not None and z.shape[1:] == shape, "a deterministic sampler asked for noise twice"
+        return z
+
+
+def one_by_one(noise: ParticleNoise) -> Iterator[ParticleNoise]:
+    """The noise of every particle by itself: a search is one particle's affair."""
+    for number, stream in zip(noise.particles, noise.streams, strict=True):
+        alone = copy.copy(noise)
+        alone.particles, alone.streams = (number,), [stream]
+        yield alone
+
+
+def shared(noise: ParticleNoise, count: int) -> ParticleNoise:
+    """Noise for `count` candidates of one particle, drawn in turn from its stream."""
+    many = copy.copy(noise)
+    many.particles, many.streams = noise.particles * count, noise.streams * count
+    return many
 
 
 @dataclass(frozen=True)
 class NoiseSearch:
-    """A search around a deterministic sampler of the loop (eta = 0).
+    """A search around a deterministic sampler of the loop (eta = 0), whatever its start.
 
     Attributes:
         sampler: the loop whose start is searched.
@@ -116,15 +147,12 @@ class NoiseSearch:
         noise: ParticleNoise,
         progress: Progress | None = None,
     ) -> Draws:
-        rows = []
-        for number in noise.particles:
-            own = ParticleNoise(noise.seed, [number], item=noise.item, device=noise.device, dtype=noise.dtype)
-            rows.append(self.search(prior, measurement, shape, own, progress))
-        x = torch.cat(rows)
+        search = self.paths if self.kind == "paths" else self.starts
+        x = torch.cat([search(prior, measurement, shape, own, progress) for own in one_by_one(noise)])
         require_finite(x, self.name)
         return Draws(x)
 
-    def search(
+    def starts(
         self,
         prior: Prior,
         measurement: Measurement,
@@ -132,30 +160,22 @@ class NoiseSearch:
         noise: ParticleNoise,
         progress: Progress | None,
     ) -> Float[Tensor, "one *event"]:
-        """The best result of one search."""
+        """The best result of a search over z: random or zero_order."""
+        fresh = shared(noise, self.candidates)
 
-        def fresh(count: int) -> Tensor:
-            return torch.cat([noise.normal(shape) for _ in range(count)])
+        def run(z: Tensor) -> Tensor:
+            return self.sampler(prior, measurement, shape, GivenNoise(z)).x
 
-        def run(z: Tensor) -> tuple[Tensor, Tensor]:
-            many = replace(self.sampler, start=GivenStart(z))
-            silent = ParticleNoise(0, range(len(z)), device=noise.device, dtype=noise.dtype)
-            x = many(prior, measurement, shape, silent).x
-            return x, self.verifier(x, measurement)
-
-        if self.kind == "paths":
-            return self.paths(prior, measurement, shape, fresh, progress)
-        z = fresh(self.candidates)
-        x, score = run(z)
+        z = fresh.normal(shape)
+        x = run(z)
         for done in range(self.rounds - 1 if self.kind == "zero_order" else 0):
-            best = int(score.argmax())
-            kept = (z[best : best + 1], x[best : best + 1], score[best : best + 1])
-            near = (kept[0] + self.radius * fresh(self.candidates)) / math.sqrt(1 + self.radius**2)
-            found, value = run(near)
-            z, x, score = (torch.cat(pair) for pair in zip(kept, (near, found, value), strict=True))
+            best = int(scores(self.verifier, x, measurement).argmax())
+            pivot, kept = z[best : best + 1], x[best : best + 1]
+            near = (pivot + self.radius * fresh.normal(shape)) / math.sqrt(1 + self.radius**2)
+            z, x = torch.cat([pivot, near]), torch.cat([kept, run(near)])
             if progress is not None:
                 progress(done + 1, self.rounds)
-        best = int(score.argmax())
+        best = int(scores(self.verifier, x, measurement).argmax())
         return x[best : best + 1]
 
     def paths(
@@ -163,42 +183,36 @@ class NoiseSearch:
         prior: Prior,
         measurement: Measurement,
         shape: tuple[int, ...],
-        fresh: Callable[[int], Tensor],
+        noise: ParticleNoise,
         progress: Progress | None,
     ) -> Float[Tensor, "one *event"]:
         """Search over paths: N kept states at sigma_a, noised to sigma_b and denoised again, M each."""
-        levels = self.sampler.schedule
-        low = max(1, round(self.resume * (len(levels) - 1)))
-        high = max(0, low - max(1, len(levels) // 8))
+        levels = (*self.sampler.schedule, 0.0)
+        low = max(1, round(self.resume * (len(levels) - 2)))
+        high = max(0, low - max(1, (len(levels) - 1) // 8))
         keep, many = max(1, self.candidates // 4), max(2, self.candidates // max(1, self.candidates // 4))
+        spread = math.sqrt(levels[high] ** 2 - levels[low] ** 2)
 
-        def down(x: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
-            """The states at level `last` and D there."""
-            state = self.sampler.integrator.start(x, levels[first])
-            denoised = x
-            for a, b in itertools.pairwise([*levels[first : last + 1], 0.0]):
-                guided = self.sampler.guidance(prior, measurement, state.x, a, b)
-                denoised = guided.denoised
-                if b == 0.0:
-                    break
-                state = self.sampler.integrator.step(state, denoised, b, no_noise, guided.direction)
-                if guided.impulse is not None:
-                    state.x.add_(guided.impulse)
-            return state.x, denoised
+        def guide(x: Tensor, sigma: float, sigma_next: float) -> Guided:
+            return self.sampler.guidance(prior, measurement, x, sigma, sigma_next)
 
-        x = prior_marginal(prior.card, levels[0], fresh(self.candidates))
-        x, denoised = down(x, 0, low)
+        def down(x: Tensor, first: int, last: int) -> Tensor:
+            return descend(guide, x, levels[first : last + 1], self.sampler.integrator, no_noise)
+
+        def leading(x: Tensor) -> Tensor:
+            """The N states whose D is best."""
+            value = scores(self.verifier, guide(x, levels[low], 0.0).denoised, measurement)
+            return x[value.argsort(descending=True)[:keep]]
+
+        x = self.sampler.start(prior.card, shape, levels[0], shared(noise, self.candidates))
+        x = leading(down(x, 0, low))
         for done in range(self.rounds):
-            order = self.verifier(denoised, measurement).argsort(descending=True)[:keep]
-            x = x[order].repeat_interleave(many, dim=0)
-            spread = math.sqrt(levels[high] ** 2 - levels[low] ** 2)
-            noised = x + spread * fresh(len(x))
-            x, denoised = down(noised, high, low)
+            x = x.repeat_interleave(many, dim=0)
+            x = leading(down(x + spread * shared(noise, len(x)).normal(shape), high, low))
             if progress is not None:
                 progress(done + 1, self.rounds)
-        order = self.verifier(denoised, measurement).argsort(descending=True)[:keep]
-        _, final = down(x[order], low, len(levels) - 1)
-        best = int(self.verifier(final, measurement).argmax())
+        final = down(x, low, len(levels) - 1)
+        best = int(scores(self.verifier, final, measurement).argmax())
         return final[best : best + 1]
 
 

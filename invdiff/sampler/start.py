@@ -1,4 +1,7 @@
-"""The boundary condition at the first noise level."""
+"""The boundary condition at the first noise level: how `DiffusionSampler(..., start=...)` begins.
+
+`PriorDraw` by default; `WarmStart` from an estimate; `teleport.GaussianTeleport` from a higher level.
+"""
 
 from __future__ import annotations
 

@@ -71,6 +71,24 @@ def test_an_ensemble_of_verifiers_is_a_mean_of_ranks():
     torch.testing.assert_close(both, scaled)
 
 
+def test_an_ensemble_compares_the_pivot_with_its_neighbours():
+    """Ranks mean something among candidates that are scored together only: one verifier, or its ranks."""
+    prior, measurement = problem()
+    plain, ranks = (
+        NoiseSearch(base(prior), "zero_order", candidates=4, rounds=5, verifier=verifier)
+        for verifier in (third, ensemble_of(third))
+    )
+    a, b = (draw(s, prior, measurement, (4,), particles=range(6), dtype=DOUBLE).x for s in (plain, ranks))
+    torch.testing.assert_close(a, b)
+
+
+def test_a_verifier_that_returns_nan_is_an_error():
+    prior, measurement = problem()
+    search = NoiseSearch(base(prior), verifier=lambda x, m: x[:, 2] * float("nan"))
+    with pytest.raises(FloatingPointError, match="verifier"):
+        draw(search, prior, measurement, (4,), particles=[0], dtype=DOUBLE)
+
+
 def test_refusals():
     prior, _ = problem()
     with pytest.raises(InputError, match="eta=0"):

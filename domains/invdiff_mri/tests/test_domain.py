@@ -305,3 +305,17 @@ def test_unknown_noise_level_needs_its_sampler_and_is_reported(tmp_path):
     assert "noise.infer=true needs sampler=split_langevin" in result.stderr
     _, results = solved(tmp_path, "b", good, "noise.infer=true", "sampler.steps=16", "noise.sigma=0.02")
     assert "started at" in results["scan"]["notes"]["inferred sigma_y in prior units"]
+
+
+def test_phase_is_taken_out_where_the_calibration_suffices():
+    """Ten calibration lines do, five do not; a constant phase of the object then changes nothing."""
+    kspace = object_kspace(coils=1, side=128)
+    turned = kspace * complex(math.cos(2), math.sin(2))
+    images = {}
+    for acceleration, said in ((4, "low-resolution phase taken out"), (8, "as it is")):
+        mask = make_mask((128, 128), MaskSettings(acceleration=acceleration))
+        both = [prepare(one, mask, PrepareSettings(sigma=0.01, phase="auto")) for one in (kspace, turned)]
+        assert {one.notes["phase"] for one in both} == {said}
+        images[acceleration] = [one.measurement.operator.adjoint(one.measurement.y[None]) for one in both]
+    torch.testing.assert_close(*images[4], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(*images[8], atol=1e-2)

@@ -10,8 +10,8 @@ else approximate: the covariance inside the inverse is r^2 I where it should be
 sigma^2 J. On a Gaussian prior with component stds from .05 to 1.5, every second
 one measured at sigma_y = .05, 200 ancestral steps, its std is .95 to 1.08 of the
 exact one and its mean is off by up to .6 exact stds (tests/sampler/test_guidance.py).
-`published` adds r^2 J^T(...) instead of sigma^2 J^T(...), as the
-published update does in its coordinates; it is weaker by sigma^2 / r^2.
+`published` is the paper's update: a step with the prior's D, then r^2 J^T(...) added to the new state, the
+same at every level.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from invdiff.sampler.guidance.guidance import Claim, Guided, Variance, condition
 class PiGDM:
     """Attributes:
     variance: model of r^2, see `conditional_variance`.
-    published: the published scale of the correction.
+    published: the published update.
     iterations, tolerance: of CG.
     """
 
@@ -65,5 +65,6 @@ class PiGDM:
                 )
                 pull = (solution.x - center) / r2
             (shift,) = torch.autograd.grad(denoised, leaf, pull)
-        scale = r2 if self.published else sigma**2
-        return Guided(center + scale * shift)
+        if self.published:
+            return Guided(center + r2 * shift, direction=center)
+        return Guided(center + sigma**2 * shift)

@@ -19,6 +19,13 @@ network call a step. At gamma = 0 and eta above 2 - sqrt(2) the weights have inf
 eta = 1 is the paper's and is wrong there with an effective sample size of .86. Sharpening by b
 needs c^2 of about 4 (c = 1: noisy; c = 0: the cloud contracts and never covers the target).
 
+`control` adds the drift theta_1 (-grad mu) + theta_2 (x - mean(x)) with the theta of least variance of the
+increment over the population, at each level (DriftLite, Ren et al., arXiv 2509.21655): no network call, eta
+chooses itself. N(0, I) in d dimensions seen at noise .3, tempered, 500 particles: std of log Z .15 -> .04
+(d = 4), .34 -> .05 (d = 8), error of the mean halved at d = 8; eta = 1 becomes as good as 1/2. On a mixture
+with well separated modes the variance was worse (.08 -> .17). The population is taken with equal weights,
+and theta_1 stays where one step is of first order. Their third basis, S, needs tr J and is not here.
+
 Consistent as particles grow and steps shrink (the rates are of first order in the step), for at
 most about eight observed components: without a twist the likelihood sees the noisy x. On images
 it selects particles.
@@ -43,6 +50,7 @@ from invdiff.sampler.guidance.guidance import Claim
 from invdiff.sampler.schedule import Schedule, loguniform
 from invdiff.sampler.weighting.target import Target
 
+STABLE = 0.25  # most of eta delta |A|^2 / r^2 that the control takes: the weights are of first order in it
 PROBES = 64  # of the trace of A^T A where it is not computed exactly
 
 
@@ -59,6 +67,7 @@ class Ensemble:
         noise: c; 0 is the probability-flow ODE (add Langevin moves).
         langevin: moves at each new level, needed where c = 0.
         langevin_step: their step in units of min(sigma^2, r^2 / |A|^2).
+        control: add the drift that makes the weights vary least.
         levels: explicit levels instead.
         final: take the last step to 0; without it the law is that at the last level.
     """
@@ -71,6 +80,7 @@ class Ensemble:
     noise: float = 1.0
     langevin: int = 0
     langevin_step: float = 0.1
+    control: bool = False
     levels: tuple[float, ...] | None = None
     final: bool = True
     name: ClassVar[str] = "ensemble"
@@ -80,7 +90,7 @@ class Ensemble:
 
     @property
     def needs_linear(self) -> bool:
-        return self.noise > 0 and self.guidance != 0.5
+        return self.control or (self.noise > 0 and self.guidance != 0.5)
 
     def __post_init__(self) -> None:
         if self.noise < 0 or self.temper < 0 or self.langevin < 0:
@@ -119,6 +129,17 @@ def squared_norm(target: Target) -> float:
     g = torch.Generator().manual_seed(0)
     probes = target.normal(PROBES, g).sign()
     return float(operator.forward(probes).double().square().sum()) / PROBES
+
+
+def least_varying(
+    rate: Float[Tensor, "n"], rates: list[Float[Tensor, "n"]], bounds: tuple[tuple[float, float], ...]
+) -> list[float]:
+    """theta of least Var(rate + sum theta_i rates_i), each in its bounds."""
+    basis = torch.stack([one - one.mean() for one in rates], dim=1)
+    gram = basis.mT @ basis
+    gram = gram + 1e-6 * torch.diag(gram.diagonal().clamp_min(1e-300))
+    found = -torch.linalg.solve(gram, basis.mT @ (rate - rate.mean()))
+    return [min(max(float(one), low), high) for one, (low, high) in zip(found, bounds, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -197,8 +218,26 @@ class EnsembleModel:
             # At eta = 1/2 the Laplacian and |grad mu|^2 cancel and are not computed.
             rate = rate + c2 * ((0.5 - eta) * (curve - square) + (1 - eta) * along)
         increment = delta * (rate + correction / 2) - (self.energy(x, fresh) - self.energy(x, sigma))
-        x = x + delta * ((1 + c2) / 2 * score - eta * c2 * slope)
+        drift = (1 + c2) / 2 * score - eta * c2 * slope
+        if self.settings.control:
+            most = STABLE * self.scale(sigma) / max(self.norm, 1e-30) ** 2 / delta
+            bounds = ((-eta * c2, most - eta * c2), (-0.1 / delta, 0.1 / delta))
+            added, rates = self.controls(x, score, slope, sigma)
+            shares = least_varying(increment / delta, rates, bounds)
+            for share, more, rate in zip(shares, added, rates, strict=True):
+                drift, increment = drift + share * more, increment + delta * share * rate
+        x = x + delta * drift
         return (x + math.sqrt(c2 * delta) * xi if fresh > 0 else x), increment
+
+    def controls(
+        self, x: Float[Tensor, "n *event"], score: Tensor, slope: Tensor, sigma: float
+    ) -> tuple[list[Tensor], list[Float[Tensor, "n"]]]:
+        """Drifts b that need no network call, -grad mu and x - mean(x), and the rates they cost."""
+        center = x - x.mean(dim=0)
+        toward = (score - slope).double()
+        curve = self.laplacian / self.scale(sigma)
+        rates = [-curve - inner(slope.double(), toward), x[0].numel() + inner(center.double(), toward)]
+        return [-slope, center], rates
 
     def langevin(
         self, x: Float[Tensor, "n *event"], sigma: float, generator: torch.Generator
