@@ -119,11 +119,16 @@ def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             composed = hydra_compose("config", overrides=full)
+        missing = sorted(OmegaConf.missing_keys(composed))
         config = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
         first = str(cause).strip().splitlines()[0] if str(cause).strip() else str(error)
         raise InputError(f"the configuration does not compose: {first}") from None
+    if missing:
+        raise InputError(
+            f"{' and '.join(missing)} must be given, as in {' '.join(f'{key}=VALUE' for key in missing)}"
+        )
     assert isinstance(config, dict)
     plain: dict[str, Any] = {str(key): value for key, value in config.items()}
     refuse_targets(plain)

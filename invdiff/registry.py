@@ -1,19 +1,22 @@
 """Plug-ins through entry points: ours and a third party's come in by the same door.
 
-Groups: `invdiff.domains`, `invdiff.operators`, `invdiff.priors`,
+Groups: `invdiff.domains`, `invdiff.operators`, `invdiff.noises`, `invdiff.priors`,
 `invdiff.samplers`, `invdiff.networks`, `invdiff.configs`. Listing them imports
 nothing; a plug-in is imported when it is used.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 from invdiff.errors import InputError, unknown_name
 
-GROUPS = ("domains", "operators", "priors", "samplers", "networks", "configs")
+T = TypeVar("T")
+
+GROUPS = ("domains", "operators", "noises", "priors", "samplers", "networks", "configs")
 
 # The extra of ours that brings a module; see `missing_extra`.
 EXTRAS = {
@@ -83,3 +86,14 @@ def missing_extra(error: ModuleNotFoundError) -> InputError:
     extra = EXTRAS.get(module)
     command = f"pip install 'invdiff[{extra}]'" if extra else f"pip install {module}"
     return InputError(f"the package {module!r} is needed for this and is not installed: {command}")
+
+
+def construct(kind: type[T], settings: Mapping[str, Any], used: set[str], what: str) -> T:
+    """`kind(**settings)` for a dataclass, refusing keys that it does not have."""
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    unknown = set(settings) - known - used
+    if unknown:
+        raise InputError(
+            f"{what} does not know {', '.join(sorted(unknown))} (it knows: {', '.join(sorted(known | used))})"
+        )
+    return kind(**{key: value for key, value in settings.items() if key in known})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from invdiff import (
     InputError,
     LinearOperator,
     Measurement,
+    Noise,
     Operator,
     Posterior,
     Prior,
@@ -35,7 +35,6 @@ from invdiff import (
     as_operator,
     keyed_stream,
     load_plugin,
-    simulate,
 )
 
 
@@ -72,6 +71,19 @@ def read_array(path: Path) -> Float[Tensor, "*shape"]:
     return array
 
 
+def given_noise(settings: Mapping[str, Any]) -> tuple[Noise | None, float | None]:
+    """The noise model, and for `auto` its level alone, where one is given."""
+    if settings["name"] == "auto":
+        return None, settings["sigma"]
+    noise: Noise = load_plugin("noises", str(settings["name"]))(settings)
+    return noise, None
+
+
+def gaussian_noise(sigma: float, unknown: bool) -> GaussianNoise:
+    """Gaussian noise of a level that is known, or inferred with x."""
+    return UnknownGaussianNoise(sigma) if unknown else GaussianNoise(sigma)
+
+
 class ArrayDomain:
     """The `array` domain."""
 
@@ -84,7 +96,7 @@ class ArrayDomain:
         shape = tuple(settings["shape"]) if settings.get("shape") else None
         build = load_plugin("operators", str(config["operator"]["name"]))
         seed = int(config["seed"])
-        sigma = config["noise"]["sigma"]
+        noise, sigma = given_noise(config["noise"])
         truth: Tensor | None = None
         if path is None:
             truth = bundled_truth(shape or (1, 64, 64), seed)
@@ -92,15 +104,18 @@ class ArrayDomain:
             truth = read_array(Path(path))
         if truth is not None:
             operator = as_operator(build(config["operator"], tuple(truth.shape)))
-            level = float(sigma) if sigma is not None else 0.05 * float(operator(truth[None]).std())
-            measurement = simulate(operator, truth, level, keyed_stream(seed, 1))
-            if config["noise"]["infer"]:
-                measurement = replace(measurement, noise=UnknownGaussianNoise(level))
+            clean = operator(truth[None])[0]
+            if noise is None:
+                level = float(sigma) if sigma is not None else 0.05 * float(clean.std())
+                noise = gaussian_noise(level, bool(config["noise"]["infer"]))
+            measurement = Measurement(operator, noise, noise.sample(clean, keyed_stream(seed, 1)))
             source = "simulated from a truth with noise that is ours"
-            return [self._problem(measurement, tuple(truth.shape), truth, level, source)]
+            return [self._problem(measurement, tuple(truth.shape), truth, source)]
         y = read_array(Path(path))
-        if sigma is None:
-            raise InputError("the noise level of the data is not known; give noise.sigma=")
+        if noise is None:
+            if sigma is None:
+                raise InputError("the noise level of the data is not known; give noise.sigma=")
+            noise = gaussian_noise(float(sigma), bool(config["noise"]["infer"]))
         operator = as_operator(build(config["operator"], shape))
         event = shape or operator.event_shape
         if event is None and isinstance(operator, LinearOperator):
@@ -113,19 +128,17 @@ class ArrayDomain:
                 f"the operator makes data of shape {tuple(measured)} from x of {tuple(event)} and "
                 f"{Path(path).name} has {tuple(y.shape)}"
             )
-        kind = UnknownGaussianNoise if config["noise"]["infer"] else GaussianNoise
-        measurement = Measurement(operator, kind(float(sigma)), y)
-        return [self._problem(measurement, tuple(event), None, float(sigma), "measured")]
+        measurement = Measurement(operator, noise, y)
+        return [self._problem(measurement, tuple(event), None, "measured")]
 
     def _problem(
         self,
         measurement: Measurement,
         shape: tuple[int, ...],
         truth: Tensor | None,
-        sigma: float,
         source: str,
     ) -> Problem:
-        notes = {"data": source, "noise sigma": sigma, "event shape": str(shape)}
+        notes = {"data": source, "noise": str(measurement.noise), "event shape": str(shape)}
         return Problem("array", measurement, shape, truth, notes)
 
     def adapt_prior(self, prior: Prior, problem: Problem) -> Prior:

@@ -1,8 +1,9 @@
 """The classical reconstructions that stand beside every result.
 
 All in the units of the scaled measurement (99.5th percentile of the image near
-1, ||A|| <= 1), so that one lambda serves every scan; the defaults were chosen
-on training subjects (`benchmarks/mri.py --tune-baselines`).
+1, ||A|| <= 1), so that one lambda serves every scan. The defaults were chosen on
+training subjects (`benchmarks/mri.py tune-baselines DATA`); they are within .15 dB
+of the best of a grid for one coil and eight, at 4x and 8x.
 
     zero-filled   A^T y
     CG-SENSE      argmin |A x - y|^2 / 2 + lambda |x|^2 / 2

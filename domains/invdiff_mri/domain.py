@@ -114,6 +114,11 @@ class MRI:
             scan = combined(scan)
         mask, retrospective = choose_mask(scan, operator)
         noise = config["noise"]
+        if noise["name"] != "auto":
+            raise InputError(
+                f"k-space noise is Gaussian and this run asks for noise={noise['name']}; "
+                "leave noise=auto and give noise.sigma= where the level is known"
+            )
         settings = PrepareSettings(
             sigma=noise["sigma"],
             infer=bool(noise["infer"]),

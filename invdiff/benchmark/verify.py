@@ -31,6 +31,8 @@ from torch import Tensor
 from invdiff.api import make_sampler
 from invdiff.benchmark.known import Known, Score
 from invdiff.benchmark.problems import FULL, QUICK
+from invdiff.benchmark.scaling import refined, slope
+from invdiff.benchmark.toys import fk2d
 from invdiff.config import choices
 from invdiff.errors import InputError, unknown_name
 from invdiff.measurement.measurement import Measurement
@@ -43,6 +45,7 @@ from invdiff.sampler.keys import ParticleNoise
 from invdiff.sampler.loop import Draws, Progress, Sampler, draw, prepared
 from invdiff.sampler.particle_sampler import ParticleSampler
 
+SCALING = "scaling"
 FACTOR = 1.5  # of the floor that is still called exact
 LIMIT = 4.0  # standard deviations of a statistic
 
@@ -272,17 +275,50 @@ def verify(
         if name not in registered:
             raise unknown_name("sampler", name, registered)
     for name in problems:
-        if name not in table:
-            raise unknown_name("problem", name, table)
-    rows = []
-    for problem in problems or table:
+        if name not in (*table, SCALING):
+            raise unknown_name("problem", name, [*table, SCALING])
+    rows: list[Row] = []
+
+    def keep(row: Row) -> None:
+        rows.append(expected_control(row))
+        tell(rows[-1])
+
+    chosen = samplers or registered
+    for problem in problems or (*table, *([SCALING] if full else [])):
+        if problem == SCALING:
+            for name in chosen:
+                for row in scaling_rows(name, seed):
+                    keep(row)
+            continue
         for known in table[problem]():
-            todo = [*controls(known), *(shipped(name, known) for name in (samplers or registered))]
-            for sampler in todo:
-                row = judge(sampler, known, seed)
-                row = expected_control(row)
-                rows.append(row)
-                tell(row)
+            for sampler in [*controls(known), *(shipped(name, known) for name in chosen)]:
+                keep(judge(sampler, known, seed))
+    return rows
+
+
+def scaling_rows(name: str, seed: int) -> list[Row]:
+    """A particle method's slope in N, and that of the same code without weights; nothing for others."""
+    sampler = make_sampler(name, fk2d().prior.card)
+    if not isinstance(sampler, ParticleSampler):
+        return []
+    method = refined(sampler.method)
+    rows = []
+    for tried in (method, WithoutWeights(method, f"({name} without weights)")):
+        began = time.process_time()
+        found = slope(tried, seed)
+        claimed = tried.claim in ("exact", "consistent")
+        verdict = "exact" if found.falls else "fails" if claimed else "biased"
+        rows.append(
+            Row(
+                "error in N",
+                tried.name,
+                tried.claim,
+                verdict,
+                found.words,
+                found.falls or not claimed,
+                seconds=time.process_time() - began,
+            )
+        )
     return rows
 
 

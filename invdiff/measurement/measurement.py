@@ -50,7 +50,7 @@ class Measurement:
         if not isinstance(self.noise, GaussianNoise):
             raise InputError(
                 f"sampler {method!r} needs Gaussian noise and this is {type(self.noise).__name__}; "
-                "use sampler=moment_twisted or sampler=steering"
+                "use sampler=daps, moment_twisted or steering"
             )
         return self.noise
 

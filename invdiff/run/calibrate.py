@@ -80,15 +80,7 @@ def run_calibrate(
     made = one_filter(made, draws)
     began = time.time()
     truths, samples = collect(prior, measurement, shape, made, dtype, problems, draws, seed, report)
-    results = [check_scalar(name, truths[name], samples[name], seed) for name in truths]
-    points = [name for name in truths if name != "log p(y | x)"]
-    area = tarp(
-        torch.stack([truths[name] for name in points], dim=1),
-        torch.stack([samples[name] for name in points], dim=2),
-        seed,
-    )
-    alpha = ALPHA / (2 * len(results))
-    calibrated = all(one.verdict(alpha) == "calibrated" for one in results) and abs(area.area) < area.limit
+    results, area, alpha, calibrated = judged(truths, samples, seed)
     content = {
         "sampler": made.name,
         "claim": made.claim,
@@ -116,6 +108,22 @@ def run_calibrate(
             f"see {out}/calibrate.png"
         )
     return calibrated
+
+
+def judged(
+    truths: dict[str, Tensor], samples: dict[str, Tensor], seed: int
+) -> tuple[list[Calibration], Tarp, float, bool]:
+    """The tests of every scalar, TARP, the false-alarm rate of one test, and whether all pass."""
+    results = [check_scalar(name, truths[name], samples[name], seed) for name in truths]
+    points = [name for name in truths if name != "log p(y | x)"]
+    area = tarp(
+        torch.stack([truths[name] for name in points], dim=1),
+        torch.stack([samples[name] for name in points], dim=2),
+        seed,
+    )
+    alpha = ALPHA / (2 * len(results))
+    calibrated = all(one.verdict(alpha) == "calibrated" for one in results) and abs(area.area) < area.limit
+    return results, area, alpha, calibrated
 
 
 def collect(

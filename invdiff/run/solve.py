@@ -17,7 +17,7 @@ import torch
 
 from invdiff.domain import Domain, Estimates, Problem, Summary
 from invdiff.errors import InputError
-from invdiff.measurement.noise import UnknownGaussianNoise
+from invdiff.measurement.noise import GaussianNoise, UnknownGaussianNoise
 from invdiff.posterior import Posterior
 from invdiff.prior.counted import counted
 from invdiff.prior.prior import Prior, PriorCard
@@ -32,7 +32,7 @@ from invdiff.run.directory import (
 )
 from invdiff.run.filters import filter_facts, filter_warnings
 from invdiff.run.provenance import measurement_digest, provenance
-from invdiff.sampler.loop import Sampler, draw, needs_linear, prepared, whole_groups
+from invdiff.sampler.loop import Sampler, draw, prepared, require_supported, whole_groups
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done, units done and units in all."""
@@ -98,7 +98,7 @@ def check_prior(prior: Prior, problem: Problem) -> None:
         )
 
 
-def check_scale(prior: Prior, problem: Problem) -> list[str]:
+def check_scale(prior: Prior, problem: Problem) -> None:
     """Compare the size of the data's own estimate with the prior's std.
 
     Raises:
@@ -106,8 +106,8 @@ def check_scale(prior: Prior, problem: Problem) -> list[str]:
     """
     operator = problem.measurement.operator
     adjoint = getattr(operator, "adjoint", None)
-    if adjoint is None:
-        return []
+    if adjoint is None or not isinstance(problem.measurement.noise, GaussianNoise):
+        return  # counts, magnitudes and the like are not in the unit of A(x)
     estimate = adjoint(problem.measurement.y[None])
     normal = adjoint(operator(estimate))
     step = float((estimate * estimate).sum() / (estimate * normal).sum().clamp_min(1e-30))
@@ -119,7 +119,6 @@ def check_scale(prior: Prior, problem: Problem) -> list[str]:
             f"{prior.card.name!r} was trained at {prior.card.std:.3g} ({prior.card.scale}); "
             "rescale the data or choose a prior of their scale"
         )
-    return []
 
 
 def plan(config: Mapping[str, Any]) -> Job:
@@ -140,9 +139,8 @@ def plan(config: Mapping[str, Any]) -> Job:
         problems = domain.problems(config)
     except ModuleNotFoundError as error:
         raise missing_extra(error) from None
-    if needs_linear(sampler):
-        for problem in problems:
-            problem.measurement.linear(sampler.name)
+    for problem in problems:
+        require_supported(sampler, problem.measurement)
     unknown = any(isinstance(p.measurement.noise, UnknownGaussianNoise) for p in problems)
     if unknown and (sampler.name != "split_langevin" or int(config["run"]["batch"]) != 1):
         raise InputError(

@@ -18,8 +18,7 @@ from invdiff.prior.training import (
     denoising_error,
     train,
 )
-from invdiff.registry import load
-from invdiff.sampler.catalog import construct
+from invdiff.registry import construct, load
 
 CARD_LEVELS = (0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0, 40.0)
 

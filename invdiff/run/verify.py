@@ -69,7 +69,8 @@ def run_verify(
 
 def cells(row: Row) -> list[str]:
     """One row as text."""
-    verdict = row.verdict if not row.note or row.verdict == "exact" else f"{row.verdict}: {row.note}"
+    noted = row.note and (row.verdict != "exact" or math.isnan(row.distance))
+    verdict = f"{row.verdict}: {row.note}" if noted else row.verdict
     if row.verdict == "not applicable":
         return [row.problem, row.sampler, row.claim, verdict, "", "", "", "", ""]
     return [
@@ -102,7 +103,7 @@ def print_table(rows: list[Row]) -> None:
             _, name, claim, _, _, evidence, ess, calls, _ = cells(row)
             ratio = "" if math.isnan(row.distance) else f"{row.distance / row.floor:.2f}"
             calls = calls.replace(" VJP", "v").replace(" ", "")
-            note = "" if row.verdict == "exact" else row.note
+            note = "" if row.verdict == "exact" and not math.isnan(row.distance) else row.note
             print(form.format(name, claim, row.verdict, ratio, evidence, ess, calls, note).rstrip())
     print()
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from invdiff.errors import InputError
 from invdiff.prior.prior import PriorCard
+from invdiff.registry import construct
 from invdiff.sampler import schedule as schedules
 from invdiff.sampler.daps import DAPS
 from invdiff.sampler.guidance.dps import DPS, LikelihoodGradient
@@ -47,17 +48,6 @@ LOOP_KEYS = {
     "eta",
     "churn",
 }
-
-
-def construct(kind: type[T], settings: Mapping[str, Any], used: set[str], what: str) -> T:
-    """`kind(**settings)` for a dataclass, refusing keys that it does not have."""
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    unknown = set(settings) - known - used
-    if unknown:
-        raise InputError(
-            f"{what} does not know {', '.join(sorted(unknown))} (it knows: {', '.join(sorted(known | used))})"
-        )
-    return kind(**{key: value for key, value in settings.items() if key in known})
 
 
 def make_schedule(settings: Mapping[str, Any], card: PriorCard) -> schedules.Schedule:

@@ -14,11 +14,11 @@ card has no measured denoising error).
 
 Where we differ. The paper takes r = sigma with the ODE's end as x_hat (`published=True`). That end is
 a sample of p(x0 | x), so to add the conditional variance again counts it twice: with no data
-the prior comes back about twice as wide. The inner draw is exact for linear A (perturb-and-solve). For
-nonlinear A it is unadjusted Langevin, as published, but begun at x_hat + r n, which already is
-the law of whatever A does not see, and with a step length of `langevin_step` over the target's largest
-curvature at the current point: the published lengths are in the units of its images, and reach no
-equilibrium at the first levels. The data weigh sigma_y, not the smaller tau of the published
+the prior comes back about twice as wide. The inner draw is exact for linear A and Gaussian noise
+(perturb-and-solve). For others it is unadjusted Langevin, as published, but begun at x_hat + r n, which
+already is the law of whatever A does not see, and with a step length of `langevin_step` over the target's
+largest curvature at the current point: the published lengths are in the units of its images, and reach no
+equilibrium at the first levels. The data weigh as their noise says, not the smaller tau of the published
 experiments. The last draw of x0 is returned.
 
 Measured. No data: variance over the prior's 1.000 +- .01 (30 to 200 levels), as published 1.6 to 1.7
@@ -42,6 +42,7 @@ from torch import Tensor
 from invdiff.errors import InputError
 from invdiff.measurement.linear import expand
 from invdiff.measurement.measurement import Measurement
+from invdiff.measurement.noise import GaussianNoise
 from invdiff.measurement.operator import LinearOperator
 from invdiff.prior.network import snap
 from invdiff.prior.prior import Prior
@@ -63,7 +64,7 @@ class DAPS:
         schedule: the levels sigma.
         published: x_hat by the ODE (5 network calls a level instead of 1) and r = sigma.
         variance: model of r^2 otherwise, see `conditional_variance`.
-        langevin_steps: inner steps for nonlinear A.
+        langevin_steps: inner steps for nonlinear A or noise that is not Gaussian.
         langevin_step: their length over the inverse of the largest curvature; the spread of a component
             of that curvature is 1 / (1 - langevin_step / 2) too large in variance.
         iterations, tolerance: of the inner draw's CG for linear A.
@@ -79,6 +80,7 @@ class DAPS:
     name: ClassVar[str] = "daps"
     claim: ClassVar[Claim] = "approximate"
     needs_linear: ClassVar[bool] = False
+    needs_gaussian: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.iterations < 1 or self.langevin_steps < 1 or not 0 < self.langevin_step < 1:
@@ -119,14 +121,14 @@ class DAPS:
         self, measurement: Measurement, center: Float[Tensor, "batch *event"], r2: float, noise: ParticleNoise
     ) -> Float[Tensor, "batch *event"]:
         """x0 given x_hat and y."""
-        if isinstance(measurement.operator, LinearOperator):
+        if isinstance(measurement.operator, LinearOperator) and isinstance(measurement.noise, GaussianNoise):
             return posterior_draw(measurement, center, r2, noise, self.iterations, self.tolerance, self.name)
         shape = tuple(center.shape[1:])
         x: Tensor = center + r2**0.5 * noise.normal(shape)
         probe = noise.normal(shape)
         for step in range(self.langevin_steps):
-            score, probe, norm2 = likelihood_score(measurement, x, probe, rounds=1 if step else 5)
-            length = self.langevin_step / (1 / r2 + norm2 / measurement.noise.variance())
+            score, probe, curvature = likelihood_score(measurement, x, probe, rounds=1 if step else 5)
+            length = self.langevin_step / (1 / r2 + curvature)
             drift = score - (x - center) / r2
             x = x + expand(length, x) * drift + expand((2 * length).sqrt(), x) * noise.normal(shape)
         return x

@@ -40,18 +40,29 @@ def likelihood_score(
     probe: Float[Tensor, "batch *event"],
     rounds: int,
 ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, "batch *event"], Float[Tensor, "batch"]]:
-    """`grad log p(y | x)`, and |dA/dx|^2 by power iteration from `probe`, each sample on its own."""
+    """`grad log p(y | x)`, and its curvature by power iteration from `probe`, each sample on its own.
+
+    The curvature is the largest eigenvalue of the Fisher information `W^T W`, W the derivative of
+    E[y | x] / std[y | x] with the std held: |A|^2 / sigma_y^2 for linear A and Gaussian noise.
+    """
     jvp: Callable[..., tuple[Tensor, Tensor]] = torch.autograd.functional.jvp
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         (score,) = torch.autograd.grad(measurement.log_likelihood(leaf).sum(), leaf)
+    noise = measurement.noise
+    with torch.no_grad():
+        std = noise.variance_at(measurement.operator(leaf)).sqrt()
+
+    def white(x: Tensor) -> Tensor:
+        return noise.mean_at(measurement.operator(x)) / std
+
     for _ in range(rounds):
         length = probe.flatten(1).norm(dim=1)
         unit = probe / expand(torch.where(length > 0, length, 1.0), x)
-        image = jvp(measurement.operator, leaf, unit)[1]
+        image = jvp(white, leaf, unit)[1]
         with torch.enable_grad():
-            back = measurement.operator(leaf)
+            back = white(leaf)
         (probe,) = torch.autograd.grad(back, leaf, image)
-    norm2 = probe.flatten(1).norm(dim=1)
+    curvature = probe.flatten(1).norm(dim=1)
     # A probe that the operator does not see would stay zero for good.
-    return score.to(x.dtype), torch.where(expand(norm2 > 0, x), probe, unit), norm2
+    return score.to(x.dtype), torch.where(expand(curvature > 0, x), probe, unit), curvature

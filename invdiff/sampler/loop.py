@@ -103,6 +103,10 @@ class DiffusionSampler:
         return needs_linear(self.guidance)
 
     @property
+    def needs_gaussian(self) -> bool:
+        return needs_gaussian(self.guidance)
+
+    @property
     def steps(self) -> int:
         return len(self.schedule)
 
@@ -171,6 +175,23 @@ def needs_linear(method: object) -> bool:
     return bool(getattr(method, "needs_linear", True))
 
 
+def needs_gaussian(method: object) -> bool:
+    """Whether a method refuses noise that is not Gaussian; it does unless it says otherwise."""
+    return bool(getattr(method, "needs_gaussian", True))
+
+
+def require_supported(sampler: Sampler, measurement: Measurement) -> None:
+    """Refuse an operator or a noise that the sampler does not take.
+
+    Raises:
+        InputError: in one sentence, with what to use instead.
+    """
+    if needs_linear(sampler):
+        measurement.linear(sampler.name)
+    if needs_gaussian(sampler):
+        measurement.gaussian(sampler.name)
+
+
 def whole_groups(batch: int, sampler: Sampler) -> int:
     """`batch` rounded up to whole groups of samples that one filter returns (see `particle_sampler`)."""
     group = int(getattr(sampler, "keep", 1))
@@ -185,7 +206,12 @@ def prepared(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Sampler:
-    """The sampler with what all samples of a problem share, computed once where it has any."""
+    """The sampler with what all samples of a problem share, computed once where it has any.
+
+    Raises:
+        InputError: for an operator or a noise that it does not take.
+    """
+    require_supported(sampler, measurement)
     prepare = getattr(sampler, "prepare", None)
     if prepare is None:
         return sampler

@@ -135,6 +135,10 @@ class NoiseSearch:
         return self.sampler.needs_linear
 
     @property
+    def needs_gaussian(self) -> bool:
+        return self.sampler.needs_gaussian
+
+    @property
     def steps(self) -> int:
         rounds = 1 if self.kind == "random" else self.rounds
         return rounds

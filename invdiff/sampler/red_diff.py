@@ -36,6 +36,7 @@ from torch import Tensor
 from invdiff.errors import InputError
 from invdiff.measurement.linear import expand
 from invdiff.measurement.measurement import Measurement
+from invdiff.measurement.noise import GaussianNoise
 from invdiff.measurement.operator import LinearOperator
 from invdiff.prior.prior import Prior
 from invdiff.sampler.guidance.guidance import Claim
@@ -64,6 +65,7 @@ class REDdiff:
     name: ClassVar[str] = "red_diff"
     claim: ClassVar[Claim] = "point"
     needs_linear: ClassVar[bool] = False
+    needs_gaussian: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.rate <= 0 or self.prior_weight < 0 or self.data_weight <= 0:
@@ -82,8 +84,8 @@ class REDdiff:
         noise: ParticleNoise,
         progress: Progress | None = None,
     ) -> Draws:
-        mu, norm2 = self.start(prior, measurement, shape, noise)
-        scale = 2 * self.data_weight * measurement.noise.variance() / torch.where(norm2 > 0, norm2, 1.0)
+        mu, curvature = self.start(prior, measurement, shape, noise)
+        scale = 2 * self.data_weight / torch.where(curvature > 0, curvature, 1.0)
         adam = torch.optim.Adam([mu], lr=self.rate * prior.card.std)
         for k, sigma in enumerate(self.schedule):
             with torch.enable_grad():
@@ -103,13 +105,14 @@ class REDdiff:
     def start(
         self, prior: Prior, measurement: Measurement, shape: tuple[int, ...], noise: ParticleNoise
     ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, "batch"]]:
-        """mu at the first level, and |A|^2."""
+        """mu at the first level, and the curvature of the likelihood."""
         draw = prior_marginal(prior.card, 0.0, noise.normal(shape))
         operator = measurement.operator
-        if not isinstance(operator, LinearOperator):
+        if not (isinstance(operator, LinearOperator) and isinstance(measurement.noise, GaussianNoise)):
             return draw, likelihood_score(measurement, draw, noise.normal(shape), rounds=10)[2]
-        norm2 = operator.norm(shape, noise.device, noise.dtype) ** 2
+        variance = measurement.noise.variance()
+        curvature = operator.norm(shape, noise.device, noise.dtype) ** 2 / variance
         mean = torch.full_like(draw[:1], prior.card.mean)
-        weight = 1e2 * prior.card.std**2 / measurement.noise.variance()
+        weight = 1e2 * prior.card.std**2 / variance
         found = measurement.proximal(mean, weight, tolerance=1e-6).x
-        return found.expand(draw.shape).clone(), torch.full_like(draw.flatten(1)[:, 0], norm2)
+        return found.expand(draw.shape).clone(), torch.full_like(draw.flatten(1)[:, 0], curvature)

@@ -103,6 +103,10 @@ class RolloverSearch:
         return self.sampler.needs_linear
 
     @property
+    def needs_gaussian(self) -> bool:
+        return self.sampler.needs_gaussian
+
+    @property
     def quota(self) -> int:
         """Q, network calls that each level brings."""
         return (self.calls // self.chains - self.pool) // len(self.sampler.schedule)

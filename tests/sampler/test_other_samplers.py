@@ -184,9 +184,9 @@ def test_score_and_norm_of_a_linear_function():
     _, rows, y, _ = isotropic()
     measurement = Measurement(FunctionOperator(lambda x: x @ rows.mT), GaussianNoise(0.2), y)
     x = torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
-    score, _, norm2 = likelihood_score(measurement, x, x.flip(0), rounds=60)
+    score, _, curvature = likelihood_score(measurement, x, x.flip(0), rounds=60)
     torch.testing.assert_close(score, (y - x @ rows.mT) @ rows / 0.04)
-    torch.testing.assert_close(norm2, torch.linalg.matrix_norm(rows, 2).square().expand(3))
+    torch.testing.assert_close(curvature, torch.linalg.matrix_norm(rows, 2).square().expand(3) / 0.04)
 
 
 # --- RED-diff ----------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ class LikelihoodGradient:
     limit: float = 1.0
     name: ClassVar[str] = "likelihood_gradient"
     needs_linear: ClassVar[bool] = False
+    needs_gaussian: ClassVar[bool] = False
     claim: ClassVar[Claim] = "heuristic"
 
     def __call__(

@@ -87,6 +87,7 @@ class MomentTwisted:
     name: ClassVar[str] = "moment_twisted"
     reach: ClassVar[float] = 40
     needs_linear: ClassVar[bool] = False
+    needs_gaussian: ClassVar[bool] = False
     claim: ClassVar[Claim] = "consistent"
 
     def model(self, target: Target, generator: torch.Generator) -> MomentTwistedModel:

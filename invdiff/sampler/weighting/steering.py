@@ -59,6 +59,7 @@ class Steering:
     name: ClassVar[str] = "steering"
     reach: ClassVar[float] = 0
     needs_linear: ClassVar[bool] = False
+    needs_gaussian: ClassVar[bool] = False
     claim: ClassVar[Claim] = "consistent"
 
     def __post_init__(self) -> None:
