@@ -1,17 +1,23 @@
-"""`grf`: an image-size Gaussian field whose posterior is known mode by mode.
+"""`grf`: an image-size Gaussian field whose posterior is known, coordinate by coordinate.
 
     spectrum   S(k) ~ (1 + |k|^2 / k0^2)^(-3/2), k in cycles per field of view, k0 = 3, mean 1
-    mri        k-space rows of a complex field (two real channels):  y = M F x + sigma_y e
-    blur       a periodic Gaussian blur of a real field:             y = h * x + sigma_y e
+    mri        k-space columns of a complex field (two real channels)   y = M F x + sigma_y e
+    ct         Fourier slices of a real field, in the Hartley basis      y = M H x + sigma_y e
+    blur       Gaussian blur of a real field, in the Hartley basis       y = h H x + sigma_y e
+    superres   blur, then every s-th pixel: with h even, the s^2 aliases k_j of a low-resolution mode q
+               add up,  y(q) = (1/s) sum_j h(k_j) (H x)(k_j) + sigma_y e
 
-Both operators are diagonal where the prior is (the Fourier, respectively Hartley basis), so that with
-gain a(k) in {0, 1} or h(k)
+Each has real coordinates c of the field that are independent, N(0, v), and are measured one by one,
+d = a c + sigma_y e, or not at all (a = 0), so that the posterior is independent as well:
 
-    P(k) = S sigma_y^2 / (a^2 S + sigma_y^2),     mean(k) = a S y(k) / (a^2 S + sigma_y^2)
-    log p(y) = sum over measured modes of log N(y; 0, a^2 S + sigma_y^2)
+    P = v sigma_y^2 / (a^2 v + sigma_y^2),     mean = a v d / (a^2 v + sigma_y^2)
+    log p(y) = sum over measured coordinates of log N(d; 0, a^2 v + sigma_y^2)
 
-and every mode of a draw, standardised, is N(0, 1): the distance of a set of draws is read off in eight radial
-bands of measured and of unmeasured modes, where a wrong spread has nowhere to hide.
+For the first three they are the modes themselves, v = S. For super-resolution they are the aliases of q in
+units of sqrt(S), reflected so that the one combination that is measured is a coordinate (`aliases`).
+
+Every coordinate of a draw, standardised, is N(0, 1). Draws are judged in eight radial bands of measured and
+of unmeasured coordinates, where a wrong spread has nowhere to hide.
 """
 
 from __future__ import annotations
@@ -21,177 +27,194 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from invdiff.benchmark.fields import (
+    Coordinates,
+    DiagonalInModes,
+    SuperResolution,
+    blur_gain,
+    column_mask,
+    power_spectrum,
+    radius,
+    slice_mask,
+)
 from invdiff.errors import InputError
 from invdiff.measurement.measurement import Measurement
 from invdiff.measurement.noise import GaussianNoise
-from invdiff.measurement.operator import LinearOperator
-from invdiff.prior.gaussian import GaussianPrior, hartley
+from invdiff.prior.gaussian import GaussianPrior
 
 BANDS = 8
+NOISE = 4.0  # standard errors
+FACTORS = {"mri": 4, "ct": 4, "blur": 1, "superres": 2}
 
 
-def power_spectrum(side: int, corner: float = 3.0) -> Float[Tensor, "side side"]:
-    """S(k) with mean 1, so that every pixel has variance 1."""
-    k = torch.fft.fftfreq(side, 1 / side, dtype=torch.float64)
-    radius = (k[:, None] ** 2 + k[None, :] ** 2).sqrt()
-    spectrum = (1 + radius**2 / corner**2) ** -1.5
-    normalised: Tensor = spectrum / spectrum.mean()
-    return normalised
+@dataclass(frozen=True)
+class Posterior:
+    """Independent coordinates under prior and data.
+
+    Attributes:
+        mean, variance: of every coordinate given y.
+        log_evidence: log p(y).
+        chi2: posterior expectation of |y - A x|^2 / sigma_y^2 per measured component.
+    """
+
+    mean: Float[Tensor, "channels y x"]
+    variance: Float[Tensor, "y x"]
+    log_evidence: float
+    chi2: float
 
 
-def to_fourier(x: Float[Tensor, "batch 2 y x"]) -> Float[Tensor, "batch 2 y x"]:
-    """The orthonormal DFT of a complex field held as two channels."""
-    return _pair(torch.fft.fft2(torch.complex(x[:, 0], x[:, 1]), norm="ortho"))
-
-
-def from_fourier(c: Float[Tensor, "batch 2 y x"]) -> Float[Tensor, "batch 2 y x"]:
-    """Its inverse and adjoint."""
-    return _pair(torch.fft.ifft2(torch.complex(c[:, 0], c[:, 1]), norm="ortho"))
-
-
-def _pair(values: Tensor) -> Tensor:
-    return torch.stack([values.real, values.imag], dim=1)
-
-
-class DiagonalInModes(LinearOperator):
-    """`y = a(k) (T x)(k)` for T the DFT of a complex field or the Hartley transform of a real one."""
-
-    def __init__(self, gain: Float[Tensor, "y x"], complex_field: bool) -> None:
-        self.gain, self.complex_field = gain, complex_field
-        self.channels = 2 if complex_field else 1
-        self.event_shape = (self.channels, *gain.shape)
-
-    def modes(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
-        """T x."""
-        return to_fourier(x) if self.complex_field else hartley(x)
-
-    def image(self, c: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
-        """T^-1 c."""
-        return from_fourier(c) if self.complex_field else hartley(c)
-
-    def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *data"]:
-        return self.gain.to(x) * self.modes(x)
-
-    def adjoint(self, y: Float[Tensor, "batch *data"]) -> Float[Tensor, "batch *event"]:
-        return self.image(self.gain.to(y) * y)
-
-    def resolvent(self, rhs: Float[Tensor, "batch *event"], gamma: float) -> Float[Tensor, "batch *event"]:
-        return self.image(self.modes(rhs) / (1 + gamma * self.gain.to(rhs) ** 2))
-
-    def data_size(self, y: Float[Tensor, "*data"]) -> int:
-        return int((self.gain > 0).sum()) * self.channels
+def conditioned(
+    coordinates: Coordinates,
+    data: Float[Tensor, "channels y x"],
+    sigma: float,
+    mean: Float[Tensor, "channels y x"] | float = 0.0,
+) -> Posterior:
+    """The posterior of coordinates N(mean, v) given `data` = a c + sigma e."""
+    gain, prior = coordinates.gain, coordinates.variance
+    total = gain**2 * prior + sigma**2
+    gap = data - gain * mean
+    variance = prior * sigma**2 / total
+    seen = gain != 0
+    logs = (gap**2 / total + torch.log(2 * math.pi * total))[:, seen]
+    square = (gap * sigma / total) ** 2 + gain**2 * variance / sigma**2
+    return Posterior(
+        mean + gain * prior * gap / total, variance, -0.5 * float(logs.sum()), float(square[:, seen].mean())
+    )
 
 
 @dataclass(frozen=True)
 class Grf:
-    """A field problem with its posterior, mode by mode.
+    """A field problem with its posterior.
 
     Attributes:
-        mean, variance: of every mode's posterior.
         spectrum: of the prior.
+        coordinates: in which everything is independent.
+        law: the posterior of the coordinates.
     """
 
     prior: GaussianPrior
     measurement: Measurement
-    operator: DiagonalInModes
+    operator: DiagonalInModes | SuperResolution
     spectrum: Float[Tensor, "y x"]
-    mean: Float[Tensor, "channels y x"]
-    variance: Float[Tensor, "y x"]
-    log_evidence: float
+    coordinates: Coordinates
+    law: Posterior
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.mean.shape)
+        return tuple(self.law.mean.shape)
 
     def sample(self, count: int, generator: torch.Generator) -> Float[Tensor, "count channels y x"]:
         """Exact draws."""
         white = torch.randn((count, *self.shape), generator=generator, dtype=torch.float64)
-        return self.operator.image(self.mean + self.variance.sqrt() * white)
+        return self.coordinates.back(self.law.mean + self.law.variance.sqrt() * white)
 
     def standardised(self, x: Float[Tensor, "count channels y x"]) -> Float[Tensor, "count channels y x"]:
-        """Modes of the draws in units of their posterior: independent N(0, 1) for exact draws."""
-        return (self.operator.modes(x.double()) - self.mean) / self.variance.sqrt()
+        """Coordinates of the draws in units of their posterior: independent N(0, 1) for exact draws."""
+        return (self.coordinates.to(x.double()) - self.law.mean) / self.law.variance.sqrt()
 
-    def bands(self) -> list[Tensor]:
-        """Masks of radial bands of measured and of unmeasured modes, empty ones left out."""
-        side = self.spectrum.shape[0]
-        k = torch.fft.fftfreq(side, 1 / side, dtype=torch.float64)
-        radius = (k[:, None] ** 2 + k[None, :] ** 2).sqrt()
-        edge = torch.quantile(radius.flatten(), torch.linspace(0, 1, BANDS + 1, dtype=torch.float64))
-        edge[-1] += 1
-        seen = self.operator.gain > 0
-        found = []
-        for a, b in itertools.pairwise(edge.tolist()):
-            ring = (radius >= a) & (radius < b)
-            found += [part for part in (ring & seen, ring & ~seen) if int(part.sum()) >= 8]
-        return found
-
-    def band_errors(self, x: Float[Tensor, "count channels y x"]) -> Float[Tensor, "bands 2"]:
-        """Of each band, the root mean squared error of the mean (less its noise) and std / exact - 1."""
-        z = self.standardised(x)
-        count = len(z)
-        rows = []
-        for band in self.bands():
-            part = z[:, :, band]
-            center = part.mean(dim=0)
-            bias2 = center.square().mean() - 1 / count
-            spread2 = (part - center).square().sum() / ((count - 1) * center.numel())
-            rows.append(torch.stack([bias2.clamp_min(0).sqrt(), spread2.sqrt() - 1]))
-        return torch.stack(rows)
+    def bands(self) -> list[Bool[Tensor, "y x"]]:
+        """Masks of radial bands of measured and of unmeasured coordinates."""
+        return bands(self.coordinates.gain != 0)
 
     def distance(self, x: Float[Tensor, "count channels y x"], other: Tensor | None = None) -> float:
         """Root mean square over the bands of bias and spread error, in exact stds."""
-        return float(self.band_errors(x).square().sum(dim=1).mean().sqrt())
+        return band_distance(self.standardised(x), self.bands())
+
+    def pixel_variance(self) -> float:
+        """Of the posterior, mean over the pixels: the mean of its variances mode by mode."""
+        variance = self.operator.modal_variance(self.spectrum, self.measurement.noise.variance())
+        return float(variance.mean())
 
 
-def mask_columns(side: int, acceleration: int, seed: int) -> Float[Tensor, "side side"]:
-    """Random columns with the central 8 % always measured, as an MR scan would."""
-    generator = torch.Generator().manual_seed(seed)
-    center = max(2, round(0.08 * side))
-    keep = torch.zeros(side)
-    order = torch.fft.fftfreq(side, 1 / side).abs().argsort()
-    keep[order[:center]] = 1
-    rest = order[center:]
-    more = max(0, side // acceleration - center)
-    keep[rest[torch.randperm(len(rest), generator=generator)[:more]]] = 1
-    return keep.double().expand(side, side).clone()
+def bands(seen: Bool[Tensor, "y x"]) -> list[Bool[Tensor, "y x"]]:
+    """Masks of radial bands (eight, on a small field one for four pixels of side), of seen and of unseen
+    coordinates each; those of fewer than 8 are left out."""
+    distance = radius(len(seen))
+    count = min(BANDS, len(seen) // 4)
+    edge = torch.quantile(distance.flatten(), torch.linspace(0, 1, count + 1, dtype=torch.float64))
+    edge[-1] += 1
+    found = []
+    for a, b in itertools.pairwise(edge.tolist()):
+        ring = (distance >= a) & (distance < b)
+        found += [part for part in (ring & seen, ring & ~seen) if int(part.sum()) >= 8]
+    return found
 
 
-def blur_gain(side: int, width: float) -> Float[Tensor, "side side"]:
-    """Transfer function of a periodic Gaussian blur of std `width` pixels."""
-    k = torch.fft.fftfreq(side, dtype=torch.float64)
-    square = k[:, None] ** 2 + k[None, :] ** 2
-    return torch.exp(-2 * (math.pi * width) ** 2 * square)
+def band_distance(z: Float[Tensor, "count channels y x"], masks: list[Bool[Tensor, "y x"]]) -> float:
+    """Root mean square over bands of the bias of the mean (less its noise) and of std / exact - 1."""
+    count, rows = len(z), []
+    for band in masks:
+        part = z[:, :, band]
+        center = part.mean(dim=0)
+        bias2 = center.square().mean() - 1 / count
+        spread2 = (part - center).square().sum() / ((count - 1) * center.numel())
+        rows.append(bias2.clamp_min(0) + (spread2.sqrt() - 1) ** 2)
+    return float(torch.stack(rows).mean().sqrt())
 
 
-def grf(kind: str = "mri", side: int = 32, sigma: float = 0.1, seed: int = 0) -> Grf:
-    """The problem of `seed`: `mri` (4x random columns) or `blur` (Gaussian, 1.2 pixels)."""
-    if kind == "mri":
-        gain, channels = mask_columns(side, 4, seed), 2
-    elif kind == "blur":
-        gain, channels = blur_gain(side, 1.2), 1
-    else:
-        raise InputError(f"grf knows mri and blur; found {kind!r}")
+def worst_mean(z: Float[Tensor, "count channels y x"], masks: list[Bool[Tensor, "y x"]]) -> float:
+    """1 + the largest |mean of z| over the bands beyond its noise: a coherent shift, in exact stds."""
+    return 1 + worst(z, masks, 1.0)
+
+
+def worst_variance(z: Float[Tensor, "count channels y x"], masks: list[Bool[Tensor, "y x"]]) -> float:
+    """1 + the largest |mean of z^2 - 1| beyond its noise: a wrong spread, or a bias of any sign."""
+    return 1 + worst(z.square() - 1, masks, 2.0)
+
+
+def worst(
+    values: Float[Tensor, "count channels y x"], masks: list[Bool[Tensor, "y x"]], variance: float
+) -> float:
+    """Largest |mean| over the bands, less `NOISE` standard errors; exact sets have 0.
+
+    Bands differ in size, and the noise of the smallest would hide what is wrong in the others.
+    """
+    parts = [values[:, :, band] for band in masks]
+    return max(0.0, *(abs(float(p.mean())) - NOISE * math.sqrt(variance / p.numel()) for p in parts))
+
+
+def grf(
+    kind: str = "mri", side: int = 32, sigma: float = 0.1, seed: int = 0, factor: int | None = None
+) -> Grf:
+    """The problem of `seed`.
+
+    Args:
+        kind: `mri` (random columns), `ct` (slices at equal angles), `blur` (Gaussian, 1.2 pixels) or
+            `superres` (Gaussian of half a low-resolution pixel, then decimation).
+        side: pixels of a side.
+        sigma: noise level per real component.
+        seed: of mask, truth and noise.
+        factor: acceleration of `mri` (4) and `ct` (4: side / 4 views), decimation of `superres` (2).
+
+    Raises:
+        InputError: for another kind.
+    """
+    if kind not in FACTORS:
+        raise InputError(f"grf knows {', '.join(FACTORS)}; found {kind!r}")
     spectrum = power_spectrum(side)
-    operator = DiagonalInModes(gain, kind == "mri")
-    zero = torch.zeros((channels, side, side), dtype=torch.float64)
+    operator = field_operator(kind, side, factor or FACTORS[kind], seed)
+    zero = torch.zeros((2 if kind == "mri" else 1, side, side), dtype=torch.float64)
     prior = GaussianPrior.circulant(zero, spectrum)
     g = torch.Generator().manual_seed(seed)
-    truth = prior.sample(1, g)
-    noise = torch.randn(truth.shape, generator=g, dtype=torch.float64)
-    y = (operator.forward(truth) + sigma * noise * (gain > 0))[0]
-    total = gain**2 * spectrum + sigma**2
-    seen = gain > 0
-    log_evidence = -0.5 * float((y**2 / total + torch.log(2 * math.pi * total))[:, seen].sum())
-    return Grf(
-        prior,
-        Measurement(operator, GaussianNoise(sigma), y),
-        operator,
-        spectrum,
-        gain * spectrum * y / total,
-        spectrum * sigma**2 / total,
-        log_evidence,
-    )
+    clean = operator.forward(prior.sample(1, g))
+    noise = torch.randn(clean.shape, generator=g, dtype=torch.float64)
+    coordinates = operator.coordinates(spectrum)
+    if isinstance(operator, DiagonalInModes):
+        noise = noise * (operator.gain > 0)
+    y = (clean + sigma * noise)[0]
+    law = conditioned(coordinates, operator.data_coordinates(y), sigma)
+    measurement = Measurement(operator, GaussianNoise(sigma), y)
+    return Grf(prior, measurement, operator, spectrum, coordinates, law)
+
+
+def field_operator(kind: str, side: int, factor: int, seed: int) -> DiagonalInModes | SuperResolution:
+    """The forward model of a kind."""
+    if kind == "superres":
+        return SuperResolution(blur_gain(side, factor / 2), factor)
+    if kind == "mri":
+        return DiagonalInModes(column_mask(side, factor, seed), complex_field=True)
+    gain = slice_mask(side, side // factor) if kind == "ct" else blur_gain(side, 1.2)
+    return DiagonalInModes(gain, complex_field=False)

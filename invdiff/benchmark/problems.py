@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from invdiff.benchmark.gmm25 import gmm25
-from invdiff.benchmark.grf import grf
+from invdiff.benchmark.grf import grf, worst_mean, worst_variance
+from invdiff.benchmark.grf2 import grf2
 from invdiff.benchmark.known import Known
+from invdiff.benchmark.ksd16 import ksd16
 from invdiff.benchmark.toys import Toy, composed, first_factor, fk1d, fk2d, second_factor
 from invdiff.diagnostics.distances import sliced_wasserstein
 from invdiff.measurement.measurement import Measurement
@@ -35,6 +37,11 @@ def chi2_of(measurement: Measurement) -> Callable[[Tensor], float]:
             return float(measurement.chi2(x).mean())
 
     return chi2
+
+
+def few(known: Known, draws: int) -> Known:
+    """The same problem with another number of draws."""
+    return replace(known, draws=draws)
 
 
 def lingauss(dim: int = 16, data: int = 4, sigma: float = 0.05, seed: int = 0) -> Known:
@@ -75,20 +82,59 @@ def lingauss(dim: int = 16, data: int = 4, sigma: float = 0.05, seed: int = 0) -
     )
 
 
-def field(kind: str, seed: int = 0, side: int = 32) -> Known:
-    """A Gaussian field of image size under k-space rows or a blur."""
-    problem = grf(kind, side, seed=seed)
+def field(kind: str, seed: int = 0, side: int = 32, factor: int | None = None, draws: int = 32) -> Known:
+    """A Gaussian field of image size under k-space columns, Fourier slices, a blur or decimation."""
+    problem = grf(kind, side, seed=seed, factor=factor)
+    masks = problem.bands()
     return Known(
-        f"grf {kind} {side} seed {seed}",
+        f"grf {kind}{'' if factor is None else f' {factor}x'} {side} seed {seed}",
         problem.prior,
         problem.measurement,
         problem.shape,
-        32,
+        draws,
         problem.sample,
-        lambda x, other: problem.distance(x),
-        problem.log_evidence,
+        problem.distance,
+        problem.law.log_evidence,
+        sigma_max=max(80.0, 10 * float(problem.spectrum.max().sqrt())),
         gaussian=True,
-        statistics={"chi2": chi2_of(problem.measurement)},
+        statistics={
+            "chi2": chi2_of(problem.measurement),
+            "worst band mean": lambda x: worst_mean(problem.standardised(x), masks),
+            "worst band variance": lambda x: worst_variance(problem.standardised(x), masks),
+        },
+    )
+
+
+def two_fields(kind: str, seed: int = 0, side: int = 32, factor: int = 4, draws: int = 100) -> Known:
+    """Two Gaussian fields that differ by a feature which the data hardly see."""
+    problem = grf2(kind, side, seed=seed, factor=factor)
+    return Known(
+        f"grf2 {kind} {factor}x {side} seed {seed}",
+        problem.prior,
+        problem.measurement,
+        problem.shape,
+        draws,
+        problem.sample,
+        problem.distance,
+        problem.log_evidence,
+        sigma_max=max(80.0, 10 * float(problem.prior.spectrum.max().sqrt())),
+        statistics={"chi2": chi2_of(problem.measurement), "p(feature)": problem.feature},
+    )
+
+
+def stein(kind: str, sigma: float, seed: int = 0, draws: int = 500) -> Known:
+    """A `ksd16` problem."""
+    problem = ksd16(kind, sigma, seed)
+    return Known(
+        f"ksd16 {kind} {sigma:g} seed {seed}",
+        problem.prior,
+        problem.measurement,
+        (problem.matrix.shape[1],),
+        draws,
+        problem.sample,
+        sliced,
+        problem.log_evidence,
+        statistics={"chi2": chi2_of(problem.measurement), "KSD": problem.ksd},
     )
 
 
@@ -155,22 +201,44 @@ def grid_sampler(problem: Toy) -> Callable[[int, torch.Generator], Tensor]:
 
 
 QUICK: dict[str, Callable[[], list[Known]]] = {
-    "lingauss": lambda: [lingauss()],
-    "grf": lambda: [field("mri"), field("blur")],
-    "gmm25": lambda: [mixture(8, 1, 0), mixture(8, 4, 1)],
-    "fk": lambda: [
-        toy("fk1d", fk1d()),
-        toy("product", composed((first_factor(), 1.0), (second_factor(), 1.0))),
+    "lingauss": lambda: [few(lingauss(), 500)],
+    # Sizes at which no sampler takes more than seconds: dense twists stop at 256 measured components.
+    "grf": lambda: [
+        field("mri", draws=12),
+        field("ct", side=36, draws=16),
+        field("superres", side=36, draws=16),
     ],
-    "nonlinear": lambda: nonlinear(("magnitude", "poisson affine")),
+    "grf2": lambda: [two_fields("ct", side=16, factor=8, draws=64)],
+    "gmm25": lambda: [few(mixture(8, 1, 0), 500), few(mixture(8, 4, 1), 500)],
+    "ksd16": lambda: [stein("A1", 0.5, draws=200), stein("A2", 0.2, draws=200)],
+    "fk": lambda: [
+        few(toy("fk1d", fk1d()), 500),
+        few(toy("product", composed((first_factor(), 1.0), (second_factor(), 1.0))), 500),
+    ],
+    "nonlinear": lambda: [few(known, 200) for known in nonlinear(("poisson exp",))],
 }
 FULL: dict[str, Callable[[], list[Known]]] = {
     "lingauss": lambda: [
         lingauss(dim, data, sigma, seed)
         for dim, data, sigma, seed in ((2, 1, 0.3, 0), (16, 4, 0.05, 0), (16, 4, 0.05, 1), (64, 8, 0.01, 0))
     ],
-    "grf": lambda: [field("mri"), field("blur"), field("mri", 1), field("mri", 0, 64)],
+    "grf": lambda: [
+        *(field(kind) for kind in ("mri", "ct", "superres", "blur")),
+        field("mri", 1),
+        field("mri", 0, 32, 8),
+        field("superres", 0, 32, 4),
+        *(field(kind, 0, 64) for kind in ("mri", "ct", "superres")),
+    ],
+    "grf2": lambda: [
+        *(two_fields("mri", seed, 16) for seed in range(2)),
+        *(two_fields("ct", seed, 16, 8) for seed in range(2)),
+        two_fields("mri", 0, 32),
+        two_fields("ct", 0, 64, draws=50),
+    ],
     "gmm25": lambda: [mixture(dim, data, seed) for dim in (8, 80) for data in (1, 2, 4) for seed in range(5)],
+    "ksd16": lambda: [
+        stein(kind, sigma, seed) for kind in ("A1", "A2") for sigma in (0.2, 0.5) for seed in range(5)
+    ],
     "fk": lambda: [
         toy("fk1d", fk1d()),
         toy("fk2d", fk2d()),

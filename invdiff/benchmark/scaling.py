@@ -16,7 +16,6 @@ import torch
 
 from invdiff.benchmark.toys import Toy, fk2d
 from invdiff.sampler import feynman_kac
-from invdiff.sampler.particle_sampler import Method
 from invdiff.sampler.weighting.target import Target
 
 SIZES = (100, 400, 1600, 6400)
@@ -36,7 +35,7 @@ class Slope:
     slope: float
 
     @property
-    def falls(self) -> bool:
+    def holds(self) -> bool:
         """Whether the error falls as that of a consistent method."""
         return SLOPE[0] <= self.slope <= SLOPE[1]
 
@@ -46,12 +45,11 @@ class Slope:
         return f"slope {self.slope:+.2f}: RMSE " + ", ".join(f"{error:.3g}" for error in self.errors)
 
 
-def refined(method: Method) -> Method:
-    """The method with `REFINED` times its steps."""
-    settings: Any = method
-    steps = int(vars(method)["steps"]) * REFINED
-    made: Method = replace(settings, steps=steps)
-    return made
+def refined(method: Any) -> Any:
+    """The method, or the one inside a control, with `REFINED` times its steps."""
+    if hasattr(method, "method"):
+        return replace(method, method=refined(method.method))
+    return replace(method, steps=method.steps * REFINED)
 
 
 def slope(method: Any, seed: int = 0, toy: Toy | None = None) -> Slope:

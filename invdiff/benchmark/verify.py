@@ -11,6 +11,9 @@ particles a draw as it ships with. Its draws are compared with exact ones by the
     biased     outside, with the figures
     fails      outside although the sampler's claim covers the problem, or not finite
 
+Two problems are for particle methods alone, over many filters: `scaling` (the error falls as N^-1/2) and
+`evidence` (the mean of Z / p(y) is 1); each has the same code without weights beside it.
+
 Claims: `exact` covers everything, `gaussian` the Gaussian problems, `consistent` those whose data carry at
 most as much information as the method names (its `reach`, in nats); the others promise nothing. Two
 controls run beside them, because a check that cannot fail proves nothing: exact draws must come out
@@ -23,15 +26,17 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from invdiff.api import make_sampler
+from invdiff.benchmark.evidence import Ratio, ratio
 from invdiff.benchmark.known import Known, Score
-from invdiff.benchmark.problems import FULL, QUICK
-from invdiff.benchmark.scaling import refined, slope
+from invdiff.benchmark.problems import FULL, QUICK, lingauss, mixture
+from invdiff.benchmark.scaling import Slope, refined, slope
 from invdiff.benchmark.toys import fk2d
 from invdiff.config import choices
 from invdiff.errors import InputError, unknown_name
@@ -45,7 +50,8 @@ from invdiff.sampler.keys import ParticleNoise
 from invdiff.sampler.loop import Draws, Progress, Sampler, draw, prepared
 from invdiff.sampler.particle_sampler import ParticleSampler
 
-SCALING = "scaling"
+SCALING, EVIDENCE = "scaling", "evidence"
+REPEATED = (SCALING, EVIDENCE)  # problems for particle methods only, over many filters
 FACTOR = 1.5  # of the floor that is still called exact
 LIMIT = 4.0  # standard deviations of a statistic
 
@@ -96,6 +102,8 @@ class ExactDraws:
     name: str = "(exact draws)"
     claim: str = "exact"
     steps: int = 1
+    needs_linear: ClassVar[bool] = False
+    needs_gaussian: ClassVar[bool] = False
 
     def __call__(
         self,
@@ -275,8 +283,8 @@ def verify(
         if name not in registered:
             raise unknown_name("sampler", name, registered)
     for name in problems:
-        if name not in (*table, SCALING):
-            raise unknown_name("problem", name, [*table, SCALING])
+        if name not in (*table, *REPEATED):
+            raise unknown_name("problem", name, [*table, *REPEATED])
     rows: list[Row] = []
 
     def keep(row: Row) -> None:
@@ -284,10 +292,10 @@ def verify(
         tell(rows[-1])
 
     chosen = samplers or registered
-    for problem in problems or (*table, *([SCALING] if full else [])):
-        if problem == SCALING:
+    for problem in problems or (*table, *(REPEATED if full else ())):
+        if problem in REPEATED:
             for name in chosen:
-                for row in scaling_rows(name, seed):
+                for row in repeated(name, problem, seed):
                     keep(row)
             continue
         for known in table[problem]():
@@ -296,30 +304,33 @@ def verify(
     return rows
 
 
-def scaling_rows(name: str, seed: int) -> list[Row]:
-    """A particle method's slope in N, and that of the same code without weights; nothing for others."""
+def repeated(name: str, what: str, seed: int) -> list[Row]:
+    """A particle method over many filters, and the same code without weights; nothing for other samplers."""
     sampler = make_sampler(name, fk2d().prior.card)
     if not isinstance(sampler, ParticleSampler):
         return []
-    method = refined(sampler.method)
     rows = []
-    for tried in (method, WithoutWeights(method, f"({name} without weights)")):
-        began = time.process_time()
-        found = slope(tried, seed)
-        claimed = tried.claim in ("exact", "consistent")
-        verdict = "exact" if found.falls else "fails" if claimed else "biased"
-        rows.append(
-            Row(
-                "error in N",
-                tried.name,
-                tried.claim,
-                verdict,
-                found.words,
-                found.falls or not claimed,
-                seconds=time.process_time() - began,
-            )
-        )
+    for tried in (sampler.method, WithoutWeights(sampler.method, f"({name} without weights)")):
+        if what == SCALING:
+            rows.append(replicate("error in N", tried, lambda method: slope(refined(method), seed)))
+            continue
+        for known in (lingauss(2, 1, 0.3, 0), mixture(8, 1, 5)):
+            rows.append(replicate(f"evidence, {known.name}", tried, partial(ratio, known=known, seed=seed)))
     return rows
+
+
+def replicate(problem: str, method: Any, check: Callable[[Any], Slope | Ratio]) -> Row:
+    """One row of a check over many filters."""
+    began = time.process_time()
+    claimed = method.claim in ("exact", "consistent")
+    try:
+        found = check(method)
+    except InputError as error:
+        return Row(problem, method.name, method.claim, "not applicable", str(error), True)
+    verdict = "exact" if found.holds else "fails" if claimed else "biased"
+    seconds = time.process_time() - began
+    agrees = found.holds or not claimed
+    return Row(problem, method.name, method.claim, verdict, found.words, agrees, seconds=seconds)
 
 
 def expected_control(row: Row) -> Row:

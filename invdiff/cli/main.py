@@ -326,7 +326,10 @@ def verify(
         list[str] | None, typer.Option(help="Sampler to verify; repeat for more; all registered without it.")
     ] = None,
     problem: Annotated[
-        list[str] | None, typer.Option(help="Problem: lingauss, grf, gmm25 or fk; all without it.")
+        list[str] | None,
+        typer.Option(
+            help="lingauss, grf, grf2, gmm25, ksd16, fk, nonlinear, scaling or evidence; repeat for more."
+        ),
     ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="More sizes and seeds (an hour, not minutes).")

@@ -39,9 +39,9 @@ def run_verify(
         "threads": torch.get_num_threads(),
         "rows": [],
     }
-    out.mkdir(parents=True, exist_ok=True)
 
     def tell(row: Row) -> None:
+        out.mkdir(parents=True, exist_ok=True)
         console.print(
             f"{row.problem}: {row.sampler} {row.verdict} ({row.seconds:.1f} s)", style="dim", highlight=False
         )

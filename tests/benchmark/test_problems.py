@@ -8,12 +8,10 @@ import pytest
 import torch
 
 from invdiff.benchmark.gmm25 import gmm25
-from invdiff.benchmark.grf import grf
 from invdiff.benchmark.problems import FULL, QUICK, field, lingauss, mixture, toy
 from invdiff.benchmark.toys import composed, first_factor, fk1d, fk1d_clean, fk2d, second_factor, three_modes
 from invdiff.diagnostics.distances import sliced_wasserstein
 from invdiff.errors import InputError
-from invdiff.measurement.contract import check_operator
 
 # log p(y) and E chi2 of seeds 0-4, from an independent implementation.
 FIXTURES = {
@@ -49,40 +47,6 @@ def test_gmm25_posterior_is_that_of_dense_algebra():
 def test_gmm25_refuses_an_odd_dimension():
     with pytest.raises(InputError, match="even"):
         gmm25(7, 1, 0)
-
-
-@pytest.mark.parametrize("kind", ["mri", "blur"])
-def test_grf_posterior_is_that_of_dense_algebra(kind):
-    problem = grf(kind, 8)
-    forward = lambda x: problem.operator.forward(x).flatten(1)  # noqa: E731
-    exact = problem.prior.posterior(forward, problem.measurement.y, 0.1)
-    mean = problem.operator.image(problem.mean[None])[0].flatten()
-    torch.testing.assert_close(mean, exact.mean, rtol=0, atol=1e-12)
-    total = float(problem.variance.sum()) * problem.shape[0]
-    assert float(exact.covariance.trace()) == pytest.approx(total, rel=1e-12)
-    unseen = int((problem.operator.gain == 0).sum()) * problem.shape[0]  # zero rows of the dense matrix
-    constant = unseen * 0.5 * math.log(2 * math.pi * 0.01)
-    assert problem.log_evidence == pytest.approx(exact.log_evidence + constant, abs=1e-9)
-
-
-@pytest.mark.parametrize("kind", ["mri", "blur"])
-def test_grf_operator_keeps_the_contract(kind):
-    operator = grf(kind, 16).operator
-    for result in check_operator(operator, operator.event_shape):
-        assert result.passed, result
-
-
-def test_grf_distance_sees_a_wrong_spread_where_it_is():
-    """Measured modes with twice the spread, which a pixel std would not show."""
-    problem = grf("mri", 32)
-    x = problem.sample(32, torch.Generator().manual_seed(0))
-    assert problem.distance(x) < 0.08
-    modes = problem.operator.modes(x)
-    seen = problem.operator.gain > 0
-    wide = torch.where(seen, problem.mean + 2 * (modes - problem.mean), modes)
-    pixel = problem.operator.image(wide).std(dim=0).mean() / x.std(dim=0).mean()
-    assert float(pixel) < 1.1
-    assert problem.distance(problem.operator.image(wide)) > 0.5
 
 
 def test_toys_have_the_published_moments():
