@@ -212,8 +212,8 @@ QUICK: dict[str, Callable[[], list[Known]]] = {
     "gmm25": lambda: [few(mixture(8, 1, 0), 500), few(mixture(8, 4, 1), 500)],
     "ksd16": lambda: [stein("A1", 0.5, draws=200), stein("A2", 0.2, draws=200)],
     "fk": lambda: [
-        few(toy("fk1d", fk1d()), 500),
-        few(toy("product", composed((first_factor(), 1.0), (second_factor(), 1.0))), 500),
+        few(toy("fk1d", fk1d()), 2000),
+        few(toy("product", composed((first_factor(), 1.0), (second_factor(), 1.0))), 2000),
     ],
     "nonlinear": lambda: [few(known, 200) for known in nonlinear(("poisson exp",))],
 }

@@ -114,6 +114,7 @@ def figure(rows: list[Row], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     shown = [row for row in rows if math.isfinite(row.distance) and row.calls > 0]
     problems = list(dict.fromkeys(row.problem for row in shown))
@@ -142,6 +143,7 @@ def figure(rows: list[Row], path: Path) -> None:
         axis.set_yticks(range(len(mine)), [row.sampler for row in mine], fontsize=8)
         axis.axvline(1, color="0.4", linewidth=0.8, linestyle="--")
         axis.set(xscale="log", title=problem)
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.margins(x=0.18)
     for axis in list(axes.flat)[len(problems) :]:
         axis.set_visible(False)
