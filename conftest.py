@@ -6,5 +6,5 @@ from jaxtyping import install_import_hook
 
 import tests.typecheck
 
-hook = install_import_hook(["invdiff", "invdiff_mri", "invdiff_array"], "tests.typecheck.checker")
+hook = install_import_hook(["invdiff", "invdiff_mri", "invdiff_ct", "invdiff_array"], "tests.typecheck.checker")
 assert tests.typecheck.checker is not None
