@@ -13,7 +13,7 @@ from torch import Tensor
 
 from invdiff import GaussianNoise, InputError, Measurement, Noise, UnknownGaussianNoise, load_plugin
 from invdiff_ct.hu import Window
-from invdiff_ct.noise import DISCRETISATION, Transmission, logarithm, sinogram_noise
+from invdiff_ct.noise import Transmission, logarithm, sinogram_noise
 from invdiff_ct.projector import Projector
 
 COUNTING = ("poisson", "poisson_gaussian")
@@ -77,6 +77,7 @@ def prepare(
     window: Window | None,
     field_of_view: Bool[np.ndarray, "y x"],
     exact: bool,
+    grid_error: float,
 ) -> Prepared:
     """Counts or line integrals to a measurement.
 
@@ -84,6 +85,7 @@ def prepare(
         noise: the configuration's noise group; `auto` and `gaussian` make a Gaussian one.
         unit: attenuation of x = 1 per unit of length.
         exact: the line integrals are simulated without noise.
+        grid_error: rms error of the projector's line integrals, in pixels; added to the noise.
 
     Raises:
         InputError: for a noise that does not fit the data, or a level that is not positive.
@@ -108,7 +110,7 @@ def prepare(
         raise InputError(
             f"noise.sigma is {float(sigma):g}; a posterior needs a level above zero (leave it out to have it found)"
         )
-    grid = DISCRETISATION * projector.pixel_mm * unit
+    grid = grid_error * projector.pixel_mm * unit
     if kind == "counts":
         assert flux is not None
         lines, std, few = logarithm(data, flux, background)

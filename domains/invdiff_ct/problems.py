@@ -13,7 +13,7 @@ from invdiff_ct.fbp import field_of_view, filtered_back_projection
 from invdiff_ct.geometry import Geometry
 from invdiff_ct.hu import Window
 from invdiff_ct.item import Item
-from invdiff_ct.noise import logarithm
+from invdiff_ct.noise import FINER_DETAIL, SPLIT_PIXELS, logarithm
 from invdiff_ct.prepare import COUNTING, counting_noise, flux_of, prepare
 from invdiff_ct.projector import Projector
 from invdiff_ct.scan import Projections, Volume
@@ -127,6 +127,7 @@ def from_volume(volume: Volume, config: Config, name: str, std_scale: float) -> 
             window=window,
             field_of_view=circle,
             exact=True,
+            grid_error=SPLIT_PIXELS if size == side else FINER_DETAIL,
         )
         notes = {
             "data": "simulated from an image on a grid twice as fine or finer; geometry and noise are ours",
@@ -208,6 +209,7 @@ def from_projections(scan: Projections, config: Config, name: str, std_scale: fl
             window=window,
             field_of_view=circle,
             exact=False,
+            grid_error=FINER_DETAIL,
         )
         notes = {
             "data": f"measured; {len(kept)} of {len(whole.angles)} views used",

@@ -12,6 +12,7 @@ rows, so adjointness is exact and many images are one product.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -134,26 +135,33 @@ class Projector(LinearOperator):
             (np.concatenate(values), np.concatenate(columns), starts),
             shape=(int(np.prod(self.data_shape)), size * size),
         )
-        self._stored = {False: _compressed(matrix), True: _compressed(matrix.T.tocsr())}
-        self._moved: dict[tuple[bool, torch.dtype, str], Tensor] = {}
+        self._parts = {False: _parts(matrix), True: _parts(matrix.T.tocsr())}
+        self._moved: dict[tuple[bool, torch.dtype, str], tuple[Tensor, Tensor, Tensor]] = {}
+        with warnings.catch_warnings():
+            # torch calls compressed rows a beta feature, once; what we use of it is tested.
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support", category=UserWarning)
+            self.matrix(False, torch.zeros(()))
         self.weights: Tensor | None = None
         self.scale = 1.0
 
     def matrix(self, back: bool, like: Tensor) -> Tensor:
         """The matrix (or its transpose) in the dtype and on the device of `like`."""
-        stored = self._stored[back]
-        if like.dtype == stored.dtype and like.device == stored.device:
-            return stored
-        key = (back, like.dtype, str(like.device))
-        if key not in self._moved:
-            self._moved[key] = stored.to(device=like.device, dtype=like.dtype)
-        return self._moved[key]
+        starts, columns, values = self._parts[back]
+        if like.dtype != values.dtype or like.device != values.device:
+            key = (back, like.dtype, str(like.device))
+            if key not in self._moved:
+                moved = (starts.to(like.device), columns.to(like.device), values.to(like))
+                self._moved[key] = moved
+            starts, columns, values = self._moved[key]
+        rows, pixels = self.data_shape[0] * self.data_shape[1], self.size**2
+        shape = (pixels, rows) if back else (rows, pixels)
+        return torch.sparse_csr_tensor(starts, columns, values, size=shape, check_invariants=False)
 
     def scaled(self, weights: Float[Tensor, "view detector"] | None = None) -> Projector:
         """This projector with rows weighted and its norm brought to 1; the matrix is shared."""
         out = self.unweighted()
         out.weights = weights
-        scale = 1 / out.norm(out.event_shape)
+        scale = 1 / out.norm(self.event_shape)
         out.__dict__.pop("_norms", None)
         out.scale = scale
         return out
@@ -183,15 +191,12 @@ class Projector(LinearOperator):
 
     def data_size(self, y: Float[Tensor, "*data"]) -> int:
         """Rays that meet the image and have a weight above zero."""
-        starts = self._stored[False].crow_indices()
+        starts = self._parts[False][0]
         meets = (starts[1:] > starts[:-1]).reshape(self.data_shape)
         return int(meets.sum() if self.weights is None else (meets & (self.weights > 0)).sum())
 
 
-def _compressed(matrix: Any) -> Tensor:
-    return torch.sparse_csr_tensor(
-        torch.from_numpy(matrix.indptr.astype(np.int32)),
-        torch.from_numpy(matrix.indices.astype(np.int32)),
-        torch.from_numpy(matrix.data),
-        size=matrix.shape,
-    )
+def _parts(matrix: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Row starts, columns and values: plain tensors, which can be copied and pickled."""
+    starts, columns = (torch.from_numpy(part.astype(np.int32)) for part in (matrix.indptr, matrix.indices))
+    return starts, columns, torch.from_numpy(matrix.data)
