@@ -117,10 +117,11 @@ class CT:
     def write(self, problem: Problem, posterior: Posterior, baselines: Estimates, folder: Path) -> None:
         item: Item = problem.context[0]
         mean, std, samples = item.maps(posterior)
-        shown, width = item.prepared.shown, item.prepared.shown(np.ones(1)) - item.prepared.shown(np.zeros(1))
+        shown, window = item.prepared.shown, item.prepared.window
+        width = item.prepared.unit if window is None else window.width
         images: dict[str, Float[np.ndarray, "*shape"]] = {
             "mean": shown(mean),
-            "std": std * width[0],
+            "std": std * np.float32(width),
             "samples": shown(samples),
         }
         write_nifti(folder / "mean.nii.gz", images["mean"][None], item.affine)

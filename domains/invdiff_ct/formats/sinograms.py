@@ -20,7 +20,7 @@ import numpy as np
 
 from invdiff import InputError
 from invdiff_ct.formats.options import ReadOptions
-from invdiff_ct.geometry import Geometry
+from invdiff_ct.geometry import BEAMS, Geometry
 from invdiff_ct.scan import Projections, check_angles, check_counts, finite
 
 KEYS = {
@@ -173,13 +173,16 @@ def make(
         raise InputError(
             f"{name} holds counts and the flux is {flux}; give operator.flux=, the photons of an unattenuated ray"
         )
+    beam = str(settings.get("beam", "parallel"))
+    if beam not in BEAMS:
+        raise InputError(f"the beam of {name} is {beam!r}; expected one of {', '.join(BEAMS)}")
     calibrated = settings.get("pitch_mm") is not None
     geometry = Geometry(
         angles,
         sinogram.shape[-1],
         float(settings["pitch_mm"]) if calibrated else 1.0,
         None if settings.get("centre") is None else float(settings["centre"]),
-        settings.get("beam", "parallel"),
+        beam,  # type: ignore[arg-type]
         float(settings.get("source_axis_mm", 541.0)),
         float(settings.get("axis_detector_mm", 408.0)),
     )
