@@ -77,7 +77,7 @@ class CT:
         card = prior.card
         if card.channels not in (None, 1):
             raise InputError(
-                f"prior {card.name!r} has {card.channels} channels and a CT image has one; choose another prior"
+                f"prior {card.name!r} has {card.channels} channels; a CT image has one, so choose another"
             )
         if card.shape is not None and tuple(card.shape) != tuple(problem.shape[1:]):
             raise InputError(

@@ -82,9 +82,7 @@ def filtered_back_projection(
     return np.where(field_of_view(geometry, size, pixel_mm), image, 0.0)
 
 
-def field_of_view(
-    geometry: Geometry | None, size: int, pixel_mm: float
-) -> np.ndarray:
+def field_of_view(geometry: Geometry | None, size: int, pixel_mm: float) -> np.ndarray:
     """Pixels within the circle that every view sees, no larger than size / 2 - 1 pixels."""
     grid = (np.arange(size) - (size - 1) / 2) * pixel_mm
     radius = (size / 2 - 1) * pixel_mm

@@ -62,7 +62,9 @@ def flux_of(noise: Mapping[str, Any], flux: float | None) -> float | None:
         return flux
     gain = float(noise["gain"])
     if flux is not None and flux != gain:
-        raise InputError(f"noise.gain is {gain:g} and operator.flux {flux:g}; they are the same photons, give one")
+        raise InputError(
+            f"noise.gain is {gain:g} and operator.flux {flux:g}; they are the same photons, give one"
+        )
     return gain
 
 
@@ -104,11 +106,13 @@ def prepare(
         notes["noise"] = f"{name} counts, {flux:g} photons a ray"
         return _done(measurement, projector, lines, window, unit, field_of_view, notes)
     if name not in ("auto", "gaussian"):
-        raise InputError(f"CT noise is Gaussian or counts and this run asks for noise={name}; leave noise=auto")
+        raise InputError(
+            f"CT noise is Gaussian or counts and this run asks for noise={name}; leave noise=auto"
+        )
     sigma = noise.get("sigma")
     if sigma is not None and not float(sigma) > 0:
         raise InputError(
-            f"noise.sigma is {float(sigma):g}; a posterior needs a level above zero (leave it out to have it found)"
+            f"noise.sigma is {float(sigma):g}; give a level above zero, or leave it out to have it found"
         )
     grid = grid_error * projector.pixel_mm * unit
     if kind == "counts":

@@ -143,7 +143,9 @@ def from_volume(volume: Volume, config: Config, name: str, std_scale: float) -> 
         affine = slice_affine(volume.affine, index, shift, fine_pixel, side / size)
         warnings = ("The data are simulated from an image: geometry and noise are ours.",)
         label = f"{name}-{index:03d}" if len(volume.hu) > 1 else name
-        items.append(Item(label, prepared, seen, affine, truth.astype(np.float32), std_scale, warnings, notes))
+        items.append(
+            Item(label, prepared, seen, affine, truth.astype(np.float32), std_scale, warnings, notes)
+        )
     return items
 
 
@@ -155,7 +157,11 @@ def _centred(scan: Projections, operator: Any) -> tuple[Geometry, str]:
     if scan.geometry.centre is not None:
         return scan.geometry, "from the file"
     middle = scan.sinogram[len(scan.sinogram) // 2]
-    lines = np.log(np.maximum(middle, 1.0)).max() - np.log(np.maximum(middle, 1.0)) if scan.kind == "counts" else middle
+    lines = (
+        np.log(np.maximum(middle, 1.0)).max() - np.log(np.maximum(middle, 1.0))
+        if scan.kind == "counts"
+        else middle
+    )
     centre, how = rotation_centre(lines, scan.geometry)
     return replace(scan.geometry, centre=centre), how
 
@@ -179,7 +185,9 @@ def from_projections(scan: Projections, config: Config, name: str, std_scale: fl
     natural = 2 * whole.field_radius_mm / size
     pixel = float(operator["pixel_mm"] or natural)
     if size < 16 or not pixel > 0:
-        raise InputError(f"operator.size is {size} and operator.pixel_mm {pixel:g}; expected 16 or more, above zero")
+        raise InputError(
+            f"operator.size is {size} and operator.pixel_mm {pixel:g}; expected 16 or more, above zero"
+        )
     projector = Projector(geometry, size, pixel)
     circle, seen = field_of_view(None, size, pixel), field_of_view(geometry, size, pixel)
     items = []
@@ -190,7 +198,7 @@ def from_projections(scan: Projections, config: Config, name: str, std_scale: fl
         edge = truncated(lines)
         if edge > EDGE and operator["region_mm"] is None:
             warnings.append(
-                f"The outer detectors hold {100 * edge:.0f} % of the maximum: the object leaves the field of view."
+                f"The outer detectors hold {100 * edge:.0f} % of the maximum: the object leaves the field."
             )
         if window is not None:
             unit = window.attenuation(float(operator["mu_water"]))
@@ -219,9 +227,10 @@ def from_projections(scan: Projections, config: Config, name: str, std_scale: fl
             **scan.notes,
         }
         if window is None:
-            notes["data scale"] = f"{unit:.4g} per detector spacing is x = 1 (99.5th percentile of the FBP); no HU"
+            notes["data scale"] = (
+                f"{unit:.4g} per detector spacing is x = 1 (99.5th percentile of the FBP); no HU"
+            )
         affine = slice_affine(None, 0, (0, 0), pixel, 1.0)
         label = f"{name}-{index:03d}" if len(scan.sinogram) > 1 else name
         items.append(Item(label, prepared, seen, affine, None, std_scale, tuple(warnings), notes))
     return items
-

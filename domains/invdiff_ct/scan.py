@@ -101,8 +101,8 @@ def check_counts(sinogram: Float[np.ndarray, "row view detector"], kind: str, na
     low, high, mean = float(sinogram.min()), float(sinogram.max()), float(sinogram.mean())
     if kind == "counts" and low < 0:
         raise InputError(
-            f"{name} holds {int((sinogram < 0).sum())} negative counts, the lowest {low:g}; photon counts are "
-            "zero or more"
+            f"{name} holds {int((sinogram < 0).sum())} negative counts, the lowest {low:g}; photon counts "
+            "are zero or more"
         )
     if kind == "counts" and high < 20:
         raise InputError(

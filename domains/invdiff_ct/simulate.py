@@ -36,7 +36,9 @@ def truth_and_fine(
     """
     side = len(x)
     if size < 16 or side % size:
-        raise InputError(f"operator.size is {size} and the image has {side} pixels a side; choose a divisor of it")
+        raise InputError(
+            f"operator.size is {size} and the image has {side} pixels a side; choose a divisor of it"
+        )
     block = side // size
     truth = x.reshape(size, block, size, block).mean(axis=(1, 3))
     fine = x if block > 1 else np.kron(x, np.ones((2, 2), dtype=x.dtype))

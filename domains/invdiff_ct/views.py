@@ -33,11 +33,13 @@ def simulated_geometry(operator: Mapping[str, Any], size: int, pixel_mm: float) 
     if beam not in BEAMS:
         raise InputError(f"operator.beam is {beam!r}; expected one of {', '.join(BEAMS)}")
     if operator.get("stop") is not None:
-        start, stop, step = (_number(operator, key, value) for key, value in (("start", 0), ("stop", 0), ("step", 1)))
+        start, stop, step = (
+            _number(operator, key, value) for key, value in (("start", 0), ("stop", 0), ("step", 1))
+        )
         if not (step > 0 and stop > start and stop - start <= 360):
             raise InputError(
-                f"operator.start, stop and step are {start:g}, {stop:g} and {step:g} degrees; expected a range "
-                "upwards of at most 360 and a step above zero"
+                f"operator.start, stop and step are {start:g}, {stop:g} and {step:g} degrees; expected a "
+                "range upwards of at most 360 and a step above zero"
             )
         angles = np.deg2rad(np.arange(start, stop - 1e-9, step))
     else:
@@ -88,9 +90,7 @@ def chosen_views(operator: Mapping[str, Any], geometry: Geometry) -> Int[np.ndar
     return np.sort(order[np.floor(np.arange(int(wanted)) * count / int(wanted)).astype(int)])
 
 
-def region_of_interest(
-    geometry: Geometry, radius_mm: float
-) -> tuple[Geometry, Int[np.ndarray, "kept"]]:
+def region_of_interest(geometry: Geometry, radius_mm: float) -> tuple[Geometry, Int[np.ndarray, "kept"]]:
     """The scan whose detector only sees a circle of that radius around the axis, and the detectors kept."""
     reach = radius_mm
     if geometry.beam != "parallel":
@@ -101,15 +101,15 @@ def region_of_interest(
         reach = distance * (math.tan(angle) if geometry.beam == "fan_flat" else angle)
     kept = np.flatnonzero(np.abs(geometry.positions) <= reach)
     if len(kept) < 2:
-        raise InputError(f"operator.region_mm is {radius_mm:g}, which leaves {len(kept)} detectors; enlarge it")
+        raise InputError(
+            f"operator.region_mm is {radius_mm:g}, which leaves {len(kept)} detectors; enlarge it"
+        )
     centre = (geometry.middle if geometry.centre is None else geometry.centre) - kept[0]
     smaller = replace(geometry, detectors=len(kept), centre=None)
     return replace(smaller, centre=float(centre)), kept
 
 
-def rotation_centre(
-    sinogram: Float[np.ndarray, "view detector"], geometry: Geometry
-) -> tuple[float, str]:
+def rotation_centre(sinogram: Float[np.ndarray, "view detector"], geometry: Geometry) -> tuple[float, str]:
     """Detector index under the axis by correlating a view with its opposite mirrored, and how it was found.
 
     A parallel beam half a turn later is the same view mirrored: p(t + pi, s) = p(t, -s). The mirrored

@@ -32,7 +32,9 @@ def ellipse(
     return inside
 
 
-def vessels(image: np.ndarray, lung: np.ndarray, root: tuple[float, float], random: np.random.Generator) -> None:
+def vessels(
+    image: np.ndarray, lung: np.ndarray, root: tuple[float, float], random: np.random.Generator
+) -> None:
     """A tree of discs growing from `root` through a lung, thinner at each branching."""
     axis = (np.arange(SIDE) - (SIDE - 1) / 2) * PIXEL_MM
     side = np.sign(root[0])
@@ -50,7 +52,9 @@ def vessels(image: np.ndarray, lung: np.ndarray, root: tuple[float, float], rand
         else:
             if radius > 0.8:
                 for turn in (-0.5, 0.5):
-                    tips.append((x, y, heading + turn * random.uniform(0.5, 1.5), radius * random.uniform(0.5, 0.8)))
+                    tips.append(
+                        (x, y, heading + turn * random.uniform(0.5, 1.5), radius * random.uniform(0.5, 0.8))
+                    )
 
 
 def chest(seed: int = 7) -> np.ndarray:

@@ -28,7 +28,9 @@ def _datasets(path: Path) -> list[Any]:
         try:
             found.append(pydicom.dcmread(file))
         except (InvalidDicomError, OSError, EOFError) as error:
-            raise InputError(f"{file.name} is not a DICOM file ({error}); remove it from the series") from None
+            raise InputError(
+                f"{file.name} is not a DICOM file ({error}); remove it from the series"
+            ) from None
     if not found:
         raise InputError(f"{path} holds no DICOM file")
     return found
@@ -42,7 +44,9 @@ def _ordered(datasets: list[Any], name: str) -> tuple[list[Any], np.ndarray, np.
     for dataset in datasets:
         for key in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
             if getattr(dataset, key, None) is None:
-                raise InputError(f"a slice of {name} lacks {key}, so the series cannot be ordered by position")
+                raise InputError(
+                    f"a slice of {name} lacks {key}, so the series cannot be ordered by position"
+                )
     axes = np.array([dataset.ImageOrientationPatient for dataset in datasets], dtype=float)
     if float(np.ptp(axes, axis=0).max()) > 1e-3:
         raise InputError(f"the slices of {name} have different orientations; keep one orientation")
@@ -57,7 +61,9 @@ def _check_positions(places: np.ndarray, normal: np.ndarray, datasets: list[Any]
     tilt = float(getattr(datasets[0], "GantryDetectorTilt", 0) or 0)
     if len(places) == 1:
         if abs(tilt) > 0.5:
-            raise InputError(f"{name} was scanned with a gantry tilt of {tilt:g} degrees, which is not supported")
+            raise InputError(
+                f"{name} was scanned with a gantry tilt of {tilt:g} degrees, which is not supported"
+            )
         return float(getattr(datasets[0], "SliceThickness", 1) or 1)
     depth = places @ normal
     gaps = np.diff(depth)
@@ -75,8 +81,8 @@ def _check_positions(places: np.ndarray, normal: np.ndarray, datasets: list[Any]
     angle = float(np.degrees(np.arctan2(np.linalg.norm(drift, axis=1), gaps).max()))
     if angle > 0.5 or abs(tilt) > 0.5:
         raise InputError(
-            f"the slices of {name} shift sideways by {max(angle, abs(tilt)):.3g} degrees (gantry tilt), which "
-            "is not supported; resample the series first"
+            f"the slices of {name} shift sideways by {max(angle, abs(tilt)):.3g} degrees (gantry tilt), "
+            "which is not supported; resample the series first"
         )
     return usual
 

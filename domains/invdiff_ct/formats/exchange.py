@@ -29,7 +29,9 @@ def read(path: Path, options: ReadOptions) -> Projections:
     """
     with path.open("rb") as file:
         if file.read(8) != MAGIC:
-            raise InputError(f"{path.name} is not an HDF5 file; check that the download or export was complete")
+            raise InputError(
+                f"{path.name} is not an HDF5 file; check that the download or export was complete"
+            )
     import h5py
 
     try:
@@ -45,12 +47,16 @@ def read(path: Path, options: ReadOptions) -> Projections:
         raise InputError(f"{path.name} is damaged ({error})") from None
     data = np.asarray(finite(parts["data"], path.name), dtype=np.float64)
     if data.ndim != 3:
-        raise InputError(f"/exchange/data of {path.name} has shape {data.shape}; expected [angle, row, detector]")
+        raise InputError(
+            f"/exchange/data of {path.name} has shape {data.shape}; expected [angle, row, detector]"
+        )
     if "theta" in parts:
         angles = check_angles(np.asarray(parts["theta"], dtype=np.float64).ravel(), path.name)
     else:
         angles = np.linspace(0, np.pi, len(data), endpoint=False)
-    settings: dict[str, Any] = {} if options.geometry_file is None else sinograms.read_geometry(options.geometry_file)
+    settings: dict[str, Any] = (
+        {} if options.geometry_file is None else sinograms.read_geometry(options.geometry_file)
+    )
     if len(angles) != len(data):
         raise InputError(
             f"{path.name} has {len(data)} projections and {len(angles)} angles in theta; repair the file"
@@ -64,7 +70,7 @@ def read(path: Path, options: ReadOptions) -> Projections:
         open_beam = white - dark
         if not (open_beam > 0).all():
             raise InputError(
-                f"the white field of {path.name} is not above its dark field in {int((open_beam <= 0).sum())} "
+                f"the white field of {path.name} is not above its dark one in {int((open_beam <= 0).sum())} "
                 "pixels; mask them or repair the file"
             )
         transmission = (data - dark) / open_beam

@@ -71,7 +71,7 @@ def read_arrays(path: Path, arrays: Mapping[str, np.ndarray], options: ReadOptio
         raise InputError(f"{path.name} holds {values.dtype} values; expected real numbers in HU")
     if values.ndim not in (2, 3) or min(values.shape[-2:]) < 16:
         raise InputError(
-            f"{path.name} has shape {values.shape}; expected slices [y, x] or [slice, y, x] of 16 x 16 or more"
+            f"{path.name} has shape {values.shape}; expected [y, x] or [slice, y, x] of 16 x 16 or more"
         )
     hu, notes = checked_hu(in_hu(values if values.ndim == 3 else values[None], options), path.name)
     pixel = None

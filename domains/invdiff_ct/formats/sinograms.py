@@ -1,13 +1,13 @@
 """Sinograms in npy and npz, with the geometry in a YAML or beside them in the npz.
 
-    beam: parallel            # parallel | fan_flat | fan_curved
-    angles_deg: [0, 1, 2]     # or angles_rad, or {start: 0, stop: 180, count: 180}
-    pitch_mm: 1.0             # detector spacing; without it lengths are relative and there are no HU
-    centre: 127.5             # detector index under the axis; left out: found, or the middle
-    source_axis_mm: 541       # of a fan
-    axis_detector_mm: 408
-    kind: line_integral       # or counts, with
-    flux: 1e5                 # photons of an unattenuated ray
+beam: parallel            # parallel | fan_flat | fan_curved
+angles_deg: [0, 1, 2]     # or angles_rad, or {start: 0, stop: 180, count: 180}
+pitch_mm: 1.0             # detector spacing; without it lengths are relative and there are no HU
+centre: 127.5             # detector index under the axis; left out: found, or the middle
+source_axis_mm: 541       # of a fan
+axis_detector_mm: 408
+kind: line_integral       # or counts, with
+flux: 1e5                 # photons of an unattenuated ray
 """
 
 from __future__ import annotations
@@ -104,12 +104,12 @@ def angles_of(settings: Mapping[str, Any], name: str) -> np.ndarray:
     return check_angles(array, name, given[0].removeprefix("angles_"))
 
 
-def arranged(
-    values: np.ndarray, views: int, axes: str | None, name: str
-) -> np.ndarray:
+def arranged(values: np.ndarray, views: int, axes: str | None, name: str) -> np.ndarray:
     """The sinogram as [row, view, detector]."""
     if np.iscomplexobj(values) or values.dtype.kind not in "iuf" or values.ndim not in (2, 3):
-        raise InputError(f"{name} is {values.dtype} of shape {values.shape}; expected a real sinogram, 2 or 3 axes")
+        raise InputError(
+            f"{name} is {values.dtype} of shape {values.shape}; expected a real sinogram, 2 or 3 axes"
+        )
     wanted = ("row", "angle", "detector")[-values.ndim :]
     if axes is not None:
         names = tuple(part.strip() for part in axes.split(","))
@@ -124,7 +124,7 @@ def arranged(
             order = [("angle" if axis in hits else rest.pop(0)) for axis in range(values.ndim)]
             if values.ndim == 3 or order != list(wanted):
                 raise InputError(
-                    f"{name} has shape {values.shape} and there are {views} angles, so its axes look swapped: "
+                    f"{name} has shape {values.shape} and {views} angles, so its axes look swapped: "
                     f"angles are axis {hits[0]}; give input.axes={','.join(order)}"
                 )
     if values.shape[-2] != views:
@@ -171,7 +171,7 @@ def make(
     flux = options.flux if options.flux is not None else settings.get("flux")
     if kind == "counts" and (flux is None or not float(flux) > 0):
         raise InputError(
-            f"{name} holds counts and the flux is {flux}; give operator.flux=, the photons of an unattenuated ray"
+            f"{name} holds counts and the flux is {flux}; give operator.flux=, photons of an open ray"
         )
     beam = str(settings.get("beam", "parallel"))
     if beam not in BEAMS:

@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 
-def write_nifti(path: Path, volume: Shaped[np.ndarray, "slice y x"], affine: Float[np.ndarray, "4 4"]) -> None:
+def write_nifti(
+    path: Path, volume: Shaped[np.ndarray, "slice y x"], affine: Float[np.ndarray, "4 4"]
+) -> None:
     """A real volume as float32, array axes (y, x, slice)."""
     import nibabel
 

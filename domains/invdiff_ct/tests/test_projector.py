@@ -110,7 +110,10 @@ def test_agrees_with_scikit_image():
     for ours_row, theirs_row in zip(ours, theirs, strict=True):
         assert ours_row.sum() == pytest.approx(theirs_row.sum(), rel=0.01)
         shifts.append(float((ours_row * np.arange(size)).sum() / ours_row.sum()))
-    assert np.abs(ours[0] - np.interp(np.arange(size) - 0.5, np.arange(size), theirs[0])).max() < 0.02 * theirs.max()
+    assert (
+        np.abs(ours[0] - np.interp(np.arange(size) - 0.5, np.arange(size), theirs[0])).max()
+        < 0.02 * theirs.max()
+    )
 
 
 @pytest.mark.parametrize("beam", BEAMS)
