@@ -6,5 +6,6 @@ from jaxtyping import install_import_hook
 
 import tests.typecheck
 
-hook = install_import_hook(["invdiff", "invdiff_mri", "invdiff_array"], "tests.typecheck.checker")
+PACKAGES = ["invdiff", "invdiff_mri", "invdiff_ct", "invdiff_array"]
+hook = install_import_hook(PACKAGES, "tests.typecheck.checker")
 assert tests.typecheck.checker is not None

@@ -1,0 +1,146 @@
+"""The CT domain: from a file to problems, from samples to files, figures and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from invdiff import (
+    Config,
+    Estimates,
+    Figure,
+    InputError,
+    Posterior,
+    Prior,
+    Problem,
+    Summary,
+    Tick,
+    TrainingData,
+)
+from invdiff_ct import formats, metrics
+from invdiff_ct.baselines import BaselineSettings, all_baselines
+from invdiff_ct.formats.options import ReadOptions
+from invdiff_ct.formats.writers import write_nifti, write_npz
+from invdiff_ct.hu import Window
+from invdiff_ct.item import Item
+from invdiff_ct.problems import from_projections, from_volume
+from invdiff_ct.scan import Volume
+from invdiff_ct.training import Slices, Source
+
+EXAMPLE = Path(__file__).resolve().parent / "examples" / "chest.npz"
+TITLES = {"fbp": "FBP", "sirt": "SIRT", "tv": "TV"}
+
+
+class CT:
+    """The `ct` domain."""
+
+    name = "ct"
+    baseline_names = tuple(TITLES)
+
+    def problems(self, config: Config) -> list[Problem]:
+        given = config["input"]
+        path = Path(given["path"]) if given.get("path") else EXAMPLE
+        data = formats.read(path, ReadOptions.of(config["operator"], given))
+        name = path.name.split(".")[0] or path.name if given.get("path") else "example"
+        fitted = config["domain"]["std_scale"]
+        names = {key: config[key]["name"] for key in ("sampler", "prior")}
+        widening = float(fitted["factor"]) if names == {key: fitted[key] for key in names} else 1.0
+        make = from_volume if isinstance(data, Volume) else from_projections
+        items = make(data, config, name, widening)  # type: ignore[operator]
+        return [
+            Problem(
+                id=item.name,
+                measurement=item.prepared.measurement,
+                shape=(1, *item.prepared.field.shape),
+                context=(item, BaselineSettings(**config["domain"]["baselines"])),
+                notes=item.notes,
+            )
+            for item in items
+        ]
+
+    def training_data(self, settings: Mapping[str, Any]) -> TrainingData:
+        """Slices for `invdiff train`: `root`, `hu_range`, `sources` (path, held_out patients)."""
+        root = Path(str(settings["root"]))
+        sources = []
+        for source in settings["sources"]:
+            path = root / str(source["path"])
+            if not path.is_file():
+                raise InputError(f"there is no training file {path}; set data.root=FOLDER")
+            sources.append(Source(path, tuple(str(patient) for patient in source.get("held_out", ()))))
+        return Slices(sources, Window(*settings.get("hu_range", (-1000, 1000))))
+
+    def adapt_prior(self, prior: Prior, problem: Problem) -> Prior:
+        card = prior.card
+        if card.channels not in (None, 1):
+            raise InputError(
+                f"prior {card.name!r} has {card.channels} channels; a CT image has one, so choose another"
+            )
+        if card.shape is not None and tuple(card.shape) != tuple(problem.shape[1:]):
+            raise InputError(
+                f"prior {card.name!r} was trained for images of {tuple(card.shape)} and this one is "
+                f"{tuple(problem.shape[1:])}; set operator.size= or choose a prior for any size"
+            )
+        return prior
+
+    def baselines(self, problem: Problem, tick: Tick) -> Estimates:
+        item, settings = problem.context
+        return all_baselines(item.prepared.projector, item.prepared.lines, settings, tick)
+
+    def summarise(self, problem: Problem, posterior: Posterior, baselines: Estimates) -> Summary:
+        item: Item = problem.context[0]
+        facts: dict[str, Any] = {}
+        if item.std_scale != 1:
+            facts["std map scaled by"] = f"{item.std_scale:g} (fitted on held-out training patients)"
+        if item.reference is None or item.prepared.window is None:
+            return Summary(facts=facts, convention=metrics.CONVENTION, warnings=item.warnings)
+        estimates = {TITLES[name]: value for name, value in baselines.items()}
+        estimates |= {"one sample": posterior.samples[0], "posterior mean": posterior.mean}
+        inside, width = item.seen, item.prepared.window.width
+        table = {
+            name: metrics.compare(item.reference, item.prepared.image(value), inside, width)
+            for name, value in estimates.items()
+        }
+        if len(posterior.samples) > 1:
+            body = inside & metrics.body_mask(item.reference)
+            mean, std, samples = item.maps(posterior)
+            widened = std * np.sqrt(1 + 1 / len(samples))
+            facts.update(metrics.coverage(item.reference, mean, widened, body))
+            error = np.abs(item.reference - mean)[body]
+            facts["correlation of std and error"] = float(np.corrcoef(error, std[body])[0, 1])
+            facts["coverage mask"] = "body: largest part above -500 HU, filled, inside the field of view"
+        return Summary(table, facts, metrics.CONVENTION, item.warnings)
+
+    def write(self, problem: Problem, posterior: Posterior, baselines: Estimates, folder: Path) -> None:
+        item: Item = problem.context[0]
+        mean, std, samples = item.maps(posterior)
+        shown, window = item.prepared.shown, item.prepared.window
+        width = item.prepared.unit if window is None else window.width
+        images: dict[str, Float[np.ndarray, "*shape"]] = {
+            "mean": shown(mean),
+            "std": std * np.float32(width),
+            "samples": shown(samples),
+        }
+        write_nifti(folder / "mean.nii.gz", images["mean"][None], item.affine)
+        write_nifti(folder / "std.nii.gz", images["std"][None], item.affine)
+        write_nifti(folder / "samples.nii.gz", images["samples"], item.affine)
+        classical = {name: shown(item.prepared.image(value)) for name, value in baselines.items()}
+        geometry = item.prepared.projector.geometry
+        write_npz(
+            folder / "result.npz",
+            **images,
+            **classical,
+            sinogram=item.prepared.lines.numpy() * item.prepared.unit,
+            angles_deg=np.rad2deg(geometry.angles),
+            pixel_mm=np.array(item.prepared.projector.pixel_mm),
+        )
+
+    def figures(
+        self, problem: Problem, posterior: Posterior, baselines: Estimates, folder: Path
+    ) -> list[Figure]:
+        from invdiff_ct.figures import draw_figures
+
+        return draw_figures(problem, posterior, baselines, folder)
