@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from omegaconf import OmegaConf
 
 from invdiff.config import choices, compose
 from invdiff.registry import plugins
@@ -32,8 +33,8 @@ def test_prior(name: str) -> None:
 
 @pytest.mark.parametrize("group", ["domain", "operator", "prior", "sampler", "noise", "run"])
 def test_every_configuration_composes(group: str) -> None:
-    for name in choices(group):
-        if name == "safetensors":
-            continue  # its path is mandatory
+    for name, path in choices(group).items():
+        mandatory = sorted(OmegaConf.missing_keys(OmegaConf.load(path)))
+        given = [f"{group}.{key}=1" for key in mandatory]
         domain = ["domain=array"] if group in ("prior", "sampler") else []
-        assert compose([*domain, f"{group}={name}"])
+        assert compose([*domain, f"{group}={name}", *given])
