@@ -99,7 +99,7 @@ def main() -> None:
                 costs.append(calls + derivatives)
                 totals.append(errors[-1])
             print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
-            axis.plot(costs, totals, "o-", label=name, markersize=4)
+            axis.plot(costs, totals, "s--" if "particles" in settings else "o-", label=name, markersize=4)
         axis.axhline(floor[-1], color="0.4", linestyle="--", linewidth=0.8)
         axis.set(xscale="log", yscale="log", title=known.name, xlabel="network calls + VJPs a sample")
     axes[0].set_ylabel("distance over radial bands, in exact stds")
