@@ -90,3 +90,23 @@ def test_command_refuses_unknown_names(tmp_path):
     result = CliRunner().invoke(app, ["verify", "--problem", "gmm52", "--out", str(tmp_path / "v")])
     assert result.exit_code == 2
     assert not (tmp_path / "v").exists()
+
+
+def test_evidence_and_error_in_n(monkeypatch):
+    """Few replicates: methods that claim it pass, controls fail, the ensemble claims no evidence."""
+    monkeypatch.setattr("invdiff.benchmark.evidence.REPLICATES", 20)
+    monkeypatch.setattr("invdiff.benchmark.scaling.SIZES", (50, 800))
+    monkeypatch.setattr("invdiff.benchmark.scaling.REFINED", 1)
+    monkeypatch.setattr("invdiff.benchmark.scaling.FILTERS", 8)
+    rows = verify(["moment_twisted", "ensemble", "dds"], ["evidence", "scaling"])
+    assert all(row.agrees for row in rows), [
+        (row.sampler, row.problem, row.note) for row in rows if not row.agrees
+    ]
+    assert {row.sampler for row in rows} == {
+        "moment_twisted",
+        "(moment_twisted without weights)",
+        "ensemble",
+        "(ensemble without weights)",
+    }
+    evidence = [row for row in rows if row.problem.startswith("evidence") and row.sampler == "moment_twisted"]
+    assert [row.verdict for row in evidence] == ["exact", "exact"]

@@ -86,6 +86,7 @@ class Ensemble:
     name: ClassVar[str] = "ensemble"
     reach: ClassVar[float] = 5
     composes: ClassVar[bool] = True
+    unbiased: ClassVar[bool] = False  # the evidence is of first order in the step
     claim: ClassVar[Claim] = "consistent"
 
     @property
