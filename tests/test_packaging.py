@@ -57,6 +57,7 @@ def test_wheel_has_packs_configs_weights_and_no_tests(installed):
     assert "invdiff/configs/config.yaml" in names
     assert "invdiff_mri/weights/brain_mr.safetensors" in names
     assert "invdiff_mri/examples/head.npz" in names
+    assert {"invdiff_ct/weights/lung_ct.safetensors", "invdiff_ct/examples/chest.npz"} <= set(names)
     assert not [name for name in names if "/tests/" in name]
     assert installed[0].stat().st_size < 20_000_000
 

@@ -6,7 +6,8 @@
 
 SIRT: Gregor & Benson, IEEE TMI 27:918, 2008; FISTA and the dual gradient projection for its TV step:
 Beck & Teboulle, IEEE TIP 18:2419, 2009. All see the line integrals without noise weights, as such
-codes do. Lambda was chosen on training patients (`benchmarks/ct.py tune-baselines DATA`).
+codes do. Lambda by the number of views was chosen on training slices at 30 and 60 views and at 90 degrees
+(`benchmarks/ct.py tune-baselines DATA` repeats such a choice).
 """
 
 from __future__ import annotations

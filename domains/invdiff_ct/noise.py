@@ -6,9 +6,10 @@
 N / (N - b)^2 (1 / N without background), one level per ray; rows of A and p are
 divided by their std, so that every Gaussian sampler sees white noise of one
 level. `poisson` keeps the counts and their exact likelihood behind the nonlinear
-operator exp(-p); they leave no room for the error of the projector itself, which `auto` adds to the
-variance and which rules above some ten thousand photons. The approximation fails where counts are few:
-above 1 % of rays with fewer than ten, use the counts.
+operator exp(-p). It leaves no room for the error of the projector itself, which
+`auto` adds to the variance and which is of the size of the noise from some ten
+thousand photons on. The logarithm fails where counts are few: above 1 % of rays
+with fewer than ten, use the counts.
 """
 
 from __future__ import annotations
