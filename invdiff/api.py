@@ -17,7 +17,7 @@ from invdiff.sampler.loop import Progress, Sampler, draw, prepared, whole_groups
 
 
 def make_sampler(name: str, card: PriorCard, **settings: Any) -> Sampler:
-    """A registered sampler with its shipped settings, changed by `settings`.
+    """A sampler by the name of its shipped configuration, changed by `settings`.
 
     Raises:
         InputError: for an unknown name or setting.
@@ -32,7 +32,7 @@ def make_sampler(name: str, card: PriorCard, **settings: Any) -> Sampler:
         loaded = OmegaConf.to_container(OmegaConf.load(path))
         assert isinstance(loaded, dict)
         shipped.update({str(key): value for key, value in loaded.items()})
-    sampler: Sampler = load("samplers", name)({**shipped, **settings}, card)
+    sampler: Sampler = load("samplers", str(shipped["name"]))({**shipped, **settings}, card)
     return sampler
 
 

@@ -22,3 +22,9 @@ WORDS = {
 def test_the_line_in_the_list_is_the_claim(name):
     sampler = make_sampler(name, PriorCard("any"))
     assert first_comment(choices("sampler")[name]).startswith(WORDS[sampler.claim])
+
+
+@pytest.mark.parametrize("name", sorted(choices("sampler")))
+def test_every_configuration_is_a_sampler_of_the_api(name):
+    """Also those that are settings of another one, such as ct_langevin of split_langevin."""
+    assert make_sampler(name, PriorCard("any")).claim in WORDS

@@ -22,6 +22,8 @@ from invdiff import Estimates, Tick
 from invdiff_ct.fbp import filtered_back_projection
 from invdiff_ct.projector import Projector
 
+TITLES = {"fbp": "FBP", "sirt": "SIRT", "tv": "TV"}
+
 
 @dataclass(frozen=True)
 class BaselineSettings:

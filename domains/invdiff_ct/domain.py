@@ -21,10 +21,10 @@ from invdiff import (
     Tick,
     TrainingData,
 )
+from invdiff.imaging import coverage, std_scale, write_nifti, write_npz
 from invdiff_ct import formats, metrics
-from invdiff_ct.baselines import BaselineSettings, all_baselines
+from invdiff_ct.baselines import TITLES, BaselineSettings, all_baselines
 from invdiff_ct.formats.options import ReadOptions
-from invdiff_ct.formats.writers import write_nifti, write_npz
 from invdiff_ct.hu import Window
 from invdiff_ct.item import Item
 from invdiff_ct.problems import from_projections, from_volume
@@ -32,7 +32,6 @@ from invdiff_ct.scan import Volume
 from invdiff_ct.training import Slices, Source
 
 EXAMPLE = Path(__file__).resolve().parent / "examples" / "chest.npz"
-TITLES = {"fbp": "FBP", "sirt": "SIRT", "tv": "TV"}
 
 
 class CT:
@@ -46,11 +45,8 @@ class CT:
         path = Path(given["path"]) if given.get("path") else EXAMPLE
         data = formats.read(path, ReadOptions.of(config["operator"], given))
         name = path.name.split(".")[0] or path.name if given.get("path") else "example"
-        fitted = config["domain"]["std_scale"]
-        names = {key: config[key]["name"] for key in ("sampler", "prior")}
-        widening = float(fitted["factor"]) if names == {key: fitted[key] for key in names} else 1.0
         make = from_volume if isinstance(data, Volume) else from_projections
-        items = make(data, config, name, widening)  # type: ignore[operator]
+        items = make(data, config, name, std_scale(config))  # type: ignore[operator]
         return [
             Problem(
                 id=item.name,
@@ -108,7 +104,7 @@ class CT:
             body = inside & metrics.body_mask(item.reference)
             mean, std, samples = item.maps(posterior)
             widened = std * np.sqrt(1 + 1 / len(samples))
-            facts.update(metrics.coverage(item.reference, mean, widened, body))
+            facts.update(coverage(item.reference, mean, widened, body))
             error = np.abs(item.reference - mean)[body]
             facts["correlation of std and error"] = float(np.corrcoef(error, std[body])[0, 1])
             facts["coverage mask"] = "body: largest part above -500 HU, filled, inside the field of view"

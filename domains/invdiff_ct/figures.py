@@ -8,33 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from invdiff import Estimates, Figure, Posterior, Problem
+from invdiff.imaging import canvas, save, show
+from invdiff_ct.baselines import TITLES
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from invdiff_ct.item import Item
-
-DPI = 110
-TITLES = {"fbp": "FBP", "sirt": "SIRT", "tv": "TV"}
-
-
-def _show(axes: Axes, image: np.ndarray, title: str, top: float, colours: str = "gray") -> None:
-    axes.imshow(image, cmap=colours, vmin=0, vmax=top, interpolation="nearest")
-    axes.set_title(title, fontsize=10)
-    axes.set_axis_off()
-
-
-def _save(figure: object, path: Path) -> Path:
-    part = path.with_name("." + path.name)
-    figure.savefig(part, dpi=DPI, facecolor="white", metadata={"Software": None})  # type: ignore[attr-defined]
-    part.replace(path)
-    return path
 
 
 def draw_figures(problem: Problem, posterior: Posterior, baselines: Estimates, folder: Path) -> list[Figure]:
     """Sinogram and baselines; posterior mean, std and samples; errors where the truth is known."""
-    from matplotlib.figure import Figure as Canvas
-
     item: Item = problem.context[0]
     mean, std, samples = item.maps(posterior)
     window = item.prepared.window
@@ -42,10 +24,6 @@ def draw_figures(problem: Problem, posterior: Posterior, baselines: Estimates, f
     top = 0.65 if window is not None else float(np.percentile(mean[item.seen], 99.7)) * 1.05
     span = f"{window.low:g} to {window.low + top * window.width:g} HU" if window else "0 to 99.7 %"
     classical = {TITLES[name]: item.prepared.image(value) for name, value in baselines.items()}
-
-    def canvas(columns: int) -> tuple[Canvas, list[Axes]]:
-        page = Canvas(figsize=(2.6 * columns, 2.9), layout="constrained")
-        return page, list(np.atleast_1d(page.subplots(1, columns)).flat)
 
     page, axes = canvas(1 + len(classical))
     lines = item.prepared.lines.numpy() * item.prepared.unit
@@ -55,26 +33,26 @@ def draw_figures(problem: Problem, posterior: Posterior, baselines: Estimates, f
     axes[0].set_ylabel("view", fontsize=8)
     axes[0].tick_params(labelsize=7)
     for axis, (name, image) in zip(axes[1:], classical.items(), strict=True):
-        _show(axis, image, name, top)
-    path = _save(page, folder / f"{problem.id}_measurement.png")
+        show(axis, image, name, top)
+    path = save(page, folder / f"{problem.id}_measurement.png")
     caption = f"What was measured, and the classical reconstructions from it; window {span}."
     figures = [Figure("Measurement and classical reconstructions", path, caption)]
 
     page, axes = canvas(4)
-    _show(axes[0], mean, "posterior mean", top)
+    show(axes[0], mean, "posterior mean", top)
     spread = max(float(np.percentile(std, 99.7)), 1e-12)
     if len(samples) > 1:
         level = f"{spread * window.width:.0f} HU" if window else f"{100 * spread / top:.0f} % of window"
-        _show(axes[1], std, f"posterior std (0 to {level})", spread, "magma")
+        show(axes[1], std, f"posterior std (0 to {level})", spread, "magma")
     else:
         axes[1].set_axis_off()
     if item.reference is not None:
-        _show(axes[2], item.reference, "reference", top)
-        _show(axes[3], 5 * np.abs(mean - item.reference), "|error| of the mean, ×5", top, "magma")
+        show(axes[2], item.reference, "reference", top)
+        show(axes[3], 5 * np.abs(mean - item.reference), "|error| of the mean, ×5", top, "magma")
     else:
         axes[2].set_axis_off()
         axes[3].set_axis_off()
-    path = _save(page, folder / f"{problem.id}_posterior.png")
+    path = save(page, folder / f"{problem.id}_posterior.png")
     if posterior.claim == "point":
         caption = "This sampler is a point estimator: its std is not an uncertainty."
     else:
@@ -85,13 +63,13 @@ def draw_figures(problem: Problem, posterior: Posterior, baselines: Estimates, f
     errors = classical if item.reference is not None else {}
     page, axes = canvas(max(count + len(errors), 2))
     for axis, image in zip(axes, samples[:count], strict=False):
-        _show(axis, image, "sample", top)
+        show(axis, image, "sample", top)
     for axis, (name, image) in zip(axes[count:], errors.items(), strict=False):
         assert item.reference is not None
-        _show(axis, 5 * np.abs(image - item.reference), f"|error| of {name}, ×5", top, "magma")
+        show(axis, 5 * np.abs(image - item.reference), f"|error| of {name}, ×5", top, "magma")
     for axis in axes[count + len(errors) :]:
         axis.set_axis_off()
-    path = _save(page, folder / f"{problem.id}_samples.png")
+    path = save(page, folder / f"{problem.id}_samples.png")
     caption = "Independent samples: where they differ, the scan does not decide."
     figures.append(Figure("Samples", path, caption))
     return figures

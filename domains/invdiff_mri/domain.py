@@ -26,11 +26,11 @@ from invdiff import (
     Tick,
     TrainingData,
 )
+from invdiff.imaging import coverage, psnr, std_scale, write_nifti, write_npz
 from invdiff_mri import formats, metrics
 from invdiff_mri.baselines import BaselineSettings, all_baselines
 from invdiff_mri.formats.images import SimulateOptions
 from invdiff_mri.formats.images import read as read_image_scan
-from invdiff_mri.formats.nifti import write_nifti, write_npz
 from invdiff_mri.formats.options import ReadOptions
 from invdiff_mri.inputs import choose_mask, combined, crop, given_maps, parse_slices, volume_reference
 from invdiff_mri.operators import to_complex, to_image
@@ -134,9 +134,7 @@ class MRI:
             raise InputError(f"input.slices selects none of the {count} slices")
         name = "example" if given.get("path") is None else path.name.split(".")[0] or path.name
         references, level = volume_reference(scan, mask, retrospective)
-        fitted = config["domain"]["std_scale"]
-        names = {key: config[key]["name"] for key in ("sampler", "prior")}
-        widening = float(fitted["factor"]) if names == {key: fitted[key] for key in names} else 1.0
+        widening = std_scale(config)
         bare = replace(scan, kspace=scan.kspace[:0], coil_maps=None, reference=None)
         problems = []
         for index in chosen:
@@ -221,7 +219,7 @@ class MRI:
             row = metrics.compare(reference, image, item.peak)
             if item.measured_reference:
                 plain = np.abs(item.image(estimate[None])[0])
-                row["psnr_magnitude"] = metrics.psnr(reference, plain, item.peak)
+                row["psnr_magnitude"] = psnr(reference, plain, item.peak)
             table[name] = row
         convention = metrics.CONVENTION
         if item.measured_reference:
@@ -236,7 +234,7 @@ class MRI:
             inside = metrics.object_mask(reference)
             mean = item.comparable(posterior.mean[None])[0]
             widened = std * np.sqrt(1 + 1 / len(samples))
-            facts.update(metrics.coverage(reference, mean, widened, inside, item.reference_noise()))
+            facts.update(coverage(reference, mean, widened, inside, item.reference_noise()))
             error = np.abs(reference - mean)[inside]
             facts["correlation of std and error"] = float(np.corrcoef(error, std[inside])[0, 1])
             if item.std_scale != 1:

@@ -8,32 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from invdiff import Estimates, Figure, Posterior, Problem
+from invdiff.imaging import canvas, save, show
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from invdiff_mri.domain import Item
-
-DPI = 110
-
-
-def _show(axes: Axes, image: np.ndarray, title: str, top: float, colours: str = "gray") -> None:
-    axes.imshow(image, cmap=colours, vmin=0, vmax=top, interpolation="nearest")
-    axes.set_title(title, fontsize=10)
-    axes.set_axis_off()
-
-
-def _save(figure: object, path: Path) -> Path:
-    part = path.with_name("." + path.name)
-    figure.savefig(part, dpi=DPI, facecolor="white", metadata={"Software": None})  # type: ignore[attr-defined]
-    part.replace(path)
-    return path
 
 
 def draw_figures(problem: Problem, posterior: Posterior, baselines: Estimates, folder: Path) -> list[Figure]:
     """Measurement and baselines; posterior mean, std and samples; error where the truth is known."""
-    from matplotlib.figure import Figure as Canvas
-
     from invdiff_mri.domain import TITLES, magnitudes
 
     item: Item = problem.context[0]
@@ -45,12 +27,8 @@ def draw_figures(problem: Problem, posterior: Posterior, baselines: Estimates, f
     aspect = mean.shape[0] / mean.shape[1]
     figures = []
 
-    def canvas(columns: int, rows: int = 1) -> tuple[Canvas, list[Axes]]:
-        page = Canvas(figsize=(2.6 * columns, (2.6 * aspect + 0.3) * rows), layout="constrained")
-        return page, list(np.atleast_1d(page.subplots(rows, columns)).flat)
-
-    page, axes = canvas(2 + len(classical))
-    _show(axes[0], mask.astype(float), "sampling mask", 1.0)
+    page, axes = canvas(2 + len(classical), aspect)
+    show(axes[0], mask.astype(float), "sampling mask", 1.0)
     axes[0].text(
         0.5,
         -0.02,
@@ -63,29 +41,29 @@ def draw_figures(problem: Problem, posterior: Posterior, baselines: Estimates, f
     log = np.log10(np.maximum(kspace, 1e-12))
     floor = np.log10(max(float(kspace.max()), 1e-12)) - 4
     shown = np.where(mask, np.clip((log - floor) / 4, 0, 1), 0)
-    _show(axes[1], shown, "measured k-space (log)", 1.0)
+    show(axes[1], shown, "measured k-space (log)", 1.0)
     for axis, (name, image) in zip(axes[2:], classical.items(), strict=True):
-        _show(axis, image, TITLES.get(name, name), top)
-    path = _save(page, folder / f"{problem.id}_measurement.png")
+        show(axis, image, TITLES.get(name, name), top)
+    path = save(page, folder / f"{problem.id}_measurement.png")
     caption = "What was measured, and the classical reconstructions from it."
     figures.append(Figure("Measurement and classical reconstructions", path, caption))
 
     reference = item.reference
-    page, axes = canvas(4)
-    _show(axes[0], mean, "posterior mean", top)
+    page, axes = canvas(4, aspect)
+    show(axes[0], mean, "posterior mean", top)
     spread = max(float(np.percentile(std, 99.7)), 1e-12)
     if len(samples) > 1:
-        _show(axes[1], std, f"posterior std (0 to {100 * spread / top:.0f} % of window)", spread, "magma")
+        show(axes[1], std, f"posterior std (0 to {100 * spread / top:.0f} % of window)", spread, "magma")
     else:
         axes[1].set_axis_off()
     if reference is not None:
-        _show(axes[2], reference, "reference", top)
+        show(axes[2], reference, "reference", top)
         shown = item.comparable(posterior.mean[None])[0]
-        _show(axes[3], 5 * np.abs(shown - reference), "|error| of the mean, ×5", top, "magma")
+        show(axes[3], 5 * np.abs(shown - reference), "|error| of the mean, ×5", top, "magma")
     else:
         axes[2].set_axis_off()
         axes[3].set_axis_off()
-    path = _save(page, folder / f"{problem.id}_posterior.png")
+    path = save(page, folder / f"{problem.id}_posterior.png")
     if posterior.claim == "point":
         caption = "This sampler is a point estimator: its std is not an uncertainty."
     else:
@@ -94,17 +72,17 @@ def draw_figures(problem: Problem, posterior: Posterior, baselines: Estimates, f
 
     count = min(3, len(samples))
     errors = classical if reference is not None else {}
-    page, axes = canvas(max(count + len(errors), 2))
+    page, axes = canvas(max(count + len(errors), 2), aspect)
     for axis, image in zip(axes, samples[:count], strict=False):
-        _show(axis, image, "sample", top)
+        show(axis, image, "sample", top)
     if reference is not None:
         compared = {name: item.comparable(value[None])[0] for name, value in baselines.items()}
         for axis, (name, image) in zip(axes[count:], compared.items(), strict=False):
             title = f"|error| of {TITLES.get(name, name)}, ×5"
-            _show(axis, 5 * np.abs(image - reference), title, top, "magma")
+            show(axis, 5 * np.abs(image - reference), title, top, "magma")
     for axis in axes[count + len(errors) :]:
         axis.set_axis_off()
-    path = _save(page, folder / f"{problem.id}_samples.png")
+    path = save(page, folder / f"{problem.id}_samples.png")
     caption = "Independent samples: where they differ, the scan does not decide."
     figures.append(Figure("Samples", path, caption))
     return figures

@@ -74,8 +74,25 @@ class Sampler(Protocol):
     ) -> Draws: ...
 
 
+class Wrapper:
+    """A sampler around a method takes the operators and the noise that the method takes."""
+
+    @property
+    def wrapped(self) -> object:
+        """The method inside."""
+        raise NotImplementedError
+
+    @property
+    def needs_linear(self) -> bool:
+        return needs_linear(self.wrapped)
+
+    @property
+    def needs_gaussian(self) -> bool:
+        return needs_gaussian(self.wrapped)
+
+
 @dataclass(frozen=True)
-class DiffusionSampler:
+class DiffusionSampler(Wrapper):
     """Guided reverse diffusion: the one loop, with its four pieces.
 
     Attributes:
@@ -99,12 +116,8 @@ class DiffusionSampler:
         return self.guidance.claim
 
     @property
-    def needs_linear(self) -> bool:
-        return needs_linear(self.guidance)
-
-    @property
-    def needs_gaussian(self) -> bool:
-        return needs_gaussian(self.guidance)
+    def wrapped(self) -> Guidance:
+        return self.guidance
 
     @property
     def steps(self) -> int:

@@ -30,7 +30,7 @@ from invdiff.measurement.measurement import Measurement
 from invdiff.prior.prior import Prior
 from invdiff.sampler.guidance.guidance import Claim, Guided
 from invdiff.sampler.keys import ParticleNoise
-from invdiff.sampler.loop import DiffusionSampler, Draws, Progress, descend, require_finite
+from invdiff.sampler.loop import DiffusionSampler, Draws, Progress, Wrapper, descend, require_finite
 
 Verifier = Callable[[Float[Tensor, "batch *event"], Measurement], Float[Tensor, "batch"]]
 Kind: TypeAlias = Literal["random", "zero_order", "paths"]
@@ -97,7 +97,7 @@ def shared(noise: ParticleNoise, count: int) -> ParticleNoise:
 
 
 @dataclass(frozen=True)
-class NoiseSearch:
+class NoiseSearch(Wrapper):
     """A search around a deterministic sampler of the loop (eta = 0), whatever its start.
 
     Attributes:
@@ -131,12 +131,8 @@ class NoiseSearch:
             raise InputError("noise_search needs candidates >= 2, rounds >= 1 and resume between 0 and 1")
 
     @property
-    def needs_linear(self) -> bool:
-        return self.sampler.needs_linear
-
-    @property
-    def needs_gaussian(self) -> bool:
-        return self.sampler.needs_gaussian
+    def wrapped(self) -> DiffusionSampler:
+        return self.sampler
 
     @property
     def steps(self) -> int:

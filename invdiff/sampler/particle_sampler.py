@@ -18,7 +18,7 @@ from invdiff.prior.prior import Prior
 from invdiff.sampler import feynman_kac, path_moves
 from invdiff.sampler.guidance.guidance import Claim
 from invdiff.sampler.keys import ParticleNoise, stream
-from invdiff.sampler.loop import Draws, Progress, needs_gaussian, needs_linear, require_finite
+from invdiff.sampler.loop import Draws, Progress, Wrapper, require_finite
 from invdiff.sampler.weighting.target import Target
 
 SHARED, FILTER = 1, 2  # ends of the keys of the streams
@@ -42,7 +42,7 @@ class Method(Protocol):
 
 
 @dataclass(frozen=True)
-class ParticleSampler:
+class ParticleSampler(Wrapper):
     """Attributes:
     method: what is simulated and how it is weighted.
     particles: N of each filter.
@@ -83,12 +83,8 @@ class ParticleSampler:
         return self.method.claim
 
     @property
-    def needs_linear(self) -> bool:
-        return needs_linear(self.method)
-
-    @property
-    def needs_gaussian(self) -> bool:
-        return needs_gaussian(self.method)
+    def wrapped(self) -> Method:
+        return self.method
 
     @property
     def reach(self) -> float:

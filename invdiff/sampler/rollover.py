@@ -42,7 +42,7 @@ from invdiff.measurement.measurement import Measurement
 from invdiff.prior.prior import Prior
 from invdiff.sampler.guidance.guidance import Claim, Guided
 from invdiff.sampler.keys import ParticleNoise
-from invdiff.sampler.loop import DiffusionSampler, Draws, Progress, descend, require_finite
+from invdiff.sampler.loop import DiffusionSampler, Draws, Progress, Wrapper, descend, require_finite
 from invdiff.sampler.noise_search import MeanRank, Verifier, likelihood, one_by_one, scores, shared
 
 
@@ -62,7 +62,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class RolloverSearch:
+class RolloverSearch(Wrapper):
     """A search around a stochastic sampler of the loop (eta > 0, order 1), whatever its start.
 
     Attributes:
@@ -99,12 +99,8 @@ class RolloverSearch:
             )
 
     @property
-    def needs_linear(self) -> bool:
-        return self.sampler.needs_linear
-
-    @property
-    def needs_gaussian(self) -> bool:
-        return self.sampler.needs_gaussian
+    def wrapped(self) -> DiffusionSampler:
+        return self.sampler
 
     @property
     def quota(self) -> int:

@@ -111,7 +111,7 @@ def law(sampler, prior, measurement, shape) -> Affine:
     return Affine(mean, root)
 
 
-def require_equal_laws(found: Affine, expected: Affine, tolerance: float = 1e-9) -> None:
+def assert_equal_laws(found: Affine, expected: Affine, tolerance: float = 1e-9) -> None:
     """Mean and covariance, relative to their largest entries."""
     for name, a, b in (
         ("mean", found.mean, expected.mean),

@@ -23,7 +23,7 @@ from invdiff.sampler.guidance.stsl import STSL
 from invdiff.sampler.guidance.unguided import Unguided
 from invdiff.sampler.integrator import ExponentialMultistep, named
 from invdiff.sampler.loop import DiffusionSampler
-from tests.sampler.affine import Normals, law, require_equal_laws
+from tests.sampler.affine import Normals, assert_equal_laws, law
 from tests.sampler.formulas import (
     DIM,
     LEVELS,
@@ -72,7 +72,7 @@ def test_integrators_are_their_formulas(name):
     integrator, expected = INTEGRATORS[name]
     prior, measurement, p = problem()
     found = law(DiffusionSampler(LEVELS, Unguided(), integrator), prior, measurement, (DIM,))
-    require_equal_laws(found, expected(p))
+    assert_equal_laws(found, expected(p))
 
 
 # --- guidance: the estimate of E[x0 | x, y] ---------------------------------------------------------
@@ -124,7 +124,7 @@ def test_guided_samplers_are_their_formulas(name, rule):
     integrator, step = RULES[rule]
     prior, measurement, p = problem()
     found = law(DiffusionSampler(LEVELS, guidance, integrator), prior, measurement, (DIM,))
-    require_equal_laws(found, chain(p, step, lambda x, sigma: estimate(p, x, sigma)))
+    assert_equal_laws(found, chain(p, step, lambda x, sigma: estimate(p, x, sigma)))
 
 
 # --- methods whose step is their own ----------------------------------------------------------------
@@ -151,7 +151,7 @@ def test_dds_is_its_formula(gamma):
     prior, measurement, p = problem()
     integrator = ExponentialMultistep(eta=0.85, churn="published")
     found = law(DiffusionSampler(LEVELS, DDS(gamma=gamma), integrator), prior, measurement, (DIM,))
-    require_equal_laws(found, dds(p, gamma, 0.85))
+    assert_equal_laws(found, dds(p, gamma, 0.85))
 
 
 def dps(p, zeta, eta):
@@ -172,7 +172,7 @@ def test_dps_is_its_formula_where_the_residual_keeps_its_sign(eta):
     """One measurement: grad |e| = -J^T A^T sign(e), here with y so far away that e > 0 throughout."""
     prior, measurement, p = problem(rows=1, y=(1000.0,))
     found = law(DiffusionSampler(LEVELS, DPS(zeta=0.4), named("ddim", eta)), prior, measurement, (DIM,))
-    require_equal_laws(found, dps(p, 0.4, eta))
+    assert_equal_laws(found, dps(p, 0.4, eta))
 
 
 def stsl(p, inner, step, eta):
@@ -194,7 +194,7 @@ def test_stsl_is_its_formula(trace, eta):
     prior, measurement, p = problem()
     method = STSL(inner=3, step=0.7, trace=trace)
     found = law(DiffusionSampler(LEVELS, method, named("ddim", eta)), prior, measurement, (DIM,))
-    require_equal_laws(found, stsl(p, 3, 0.7, eta))
+    assert_equal_laws(found, stsl(p, 3, 0.7, eta))
 
 
 def pigdm_published(p, eta):
@@ -215,4 +215,4 @@ def test_pigdm_as_published_is_its_formula(eta):
     prior, measurement, p = problem()
     method = PiGDM(published=True, tolerance=1e-14)
     found = law(DiffusionSampler(LEVELS, method, named("ddim", eta)), prior, measurement, (DIM,))
-    require_equal_laws(found, pigdm_published(p, eta))
+    assert_equal_laws(found, pigdm_published(p, eta))

@@ -18,7 +18,7 @@ from invdiff.sampler.plug_and_play import PlugAndPlay
 from invdiff.sampler.schedule import karras, loguniform
 from invdiff.sampler.split_gibbs import SplitGibbs
 from invdiff.sampler.split_langevin import SplitLangevin
-from tests.sampler.affine import Affine, Normals, law, require_equal_laws
+from tests.sampler.affine import Affine, Normals, assert_equal_laws, law
 from tests.sampler.formulas import (
     DIM,
     NOISE,
@@ -64,7 +64,7 @@ def test_daps_is_its_formula(published):
     prior, measurement, p = problem()
     levels = karras(6, 10.0, 0.05)
     found = law(DAPS(levels, published=published, tolerance=1e-14), prior, measurement, (DIM,))
-    require_equal_laws(found, daps(p, levels, published))
+    assert_equal_laws(found, daps(p, levels, published))
 
 
 # --- split Gibbs ------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def test_split_gibbs_is_its_formula(order, schedule, final):
     method = SplitGibbs(schedule, rho_final=final, inner=5, ratio=0.1, order=order, tolerance=1e-14)
     sweeps = (*schedule, *[schedule[-1]] * final)
     found = law(method, prior, measurement, (DIM,))
-    require_equal_laws(found, split_gibbs(p, sweeps, 5, 0.1, order))
+    assert_equal_laws(found, split_gibbs(p, sweeps, 5, 0.1, order))
 
 
 # --- plug-and-play and split Langevin ---------------------------------------------------------------
@@ -117,7 +117,7 @@ def test_plug_and_play_is_its_formula():
     found = law(PlugAndPlay(levels, trust=3.0, momentum=0.4), prior, measurement, (DIM,))
     assert found.root.size == 0
     expected = Affine(plug_and_play(p, levels, 3.0, 0.4), np.zeros((DIM, 0)))
-    require_equal_laws(found, expected)
+    assert_equal_laws(found, expected)
 
 
 def split_langevin(p, levels, momentum, first):
@@ -150,4 +150,4 @@ def test_split_langevin_is_its_formula(momentum, start_steps):
         first = plug_and_play(p, loguniform(start_steps, 0.3, 0.03))
     ready = method.prepare(prior, measurement, (DIM,), torch.device("cpu"), torch.float64)
     found = law(ready, prior, measurement, (DIM,))
-    require_equal_laws(found, split_langevin(p, levels, momentum, first))
+    assert_equal_laws(found, split_langevin(p, levels, momentum, first))

@@ -34,8 +34,8 @@ def geometry(beam: str, size: int = 64, views: int = 24, pixel: float = 1.5) -> 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [32, 33])
 def test_adjoint_is_exact(beam, dtype, size):
-    projector = Projector(geometry(beam, size), size, 1.5).scaled(torch.rand(24, size) + 0.5)
     g = torch.Generator().manual_seed(0)
+    projector = Projector(geometry(beam, size), size, 1.5).scaled(torch.rand(24, size, generator=g) + 0.5)
     x = torch.randn(3, 1, size, size, generator=g, dtype=dtype)
     y = torch.randn(3, 24, size, generator=g, dtype=dtype)
     left, right = (projector(x) * y).sum(), (x * projector.adjoint(y)).sum()
@@ -153,7 +153,8 @@ def test_baselines_order_and_transmission_gradient():
     }
     assert error["tv"] < error["sirt"] < error["fbp"]
     operator = Transmission(projector, 0.02)
-    x = torch.rand(1, 1, size, size, dtype=torch.float64, requires_grad=True)
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(1, 1, size, size, generator=g, dtype=torch.float64).requires_grad_()
     out = operator(x)
     (slope,) = torch.autograd.grad((out**2).sum(), x)
     expected = projector.adjoint(-2 * 0.02 * out**2)
@@ -165,9 +166,10 @@ def test_weights_whiten():
 
     size = 24
     projector = Projector(geometry("parallel", size, 10, 1.0), size, 1.0)
-    weights = torch.rand(10, size) + 0.2
+    g = torch.Generator().manual_seed(0)
+    weights = torch.rand(10, size, generator=g) + 0.2
     scaled = projector.scaled(weights)
-    x = torch.rand(1, 1, size, size)
+    x = torch.rand(1, 1, size, size, generator=g)
     torch.testing.assert_close(scaled(x), scaled.whiten(projector(x)))
     chi2 = Measurement(scaled, GaussianNoise(0.1), scaled.whiten(projector(x))[0]).chi2(x)
     assert float(chi2) < 1e-6

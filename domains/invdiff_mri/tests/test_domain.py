@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from invdiff import compose
 from invdiff.cli.main import app
+from invdiff.imaging import coverage
 from invdiff.run.solve import begin, execute, plan
 from invdiff_mri import metrics
 from invdiff_mri.baselines import BaselineSettings, all_baselines
@@ -166,7 +167,7 @@ def test_coverage_of_a_calibrated_map_is_nominal():
     rng = np.random.default_rng(0)
     std = rng.random((100, 100)) + 0.1
     reference = std * rng.standard_normal((100, 100))
-    found = metrics.coverage(reference, np.zeros_like(std), std, np.ones_like(std, bool))
+    found = coverage(reference, np.zeros_like(std), std, np.ones_like(std, bool))
     assert found["within_1_std"] == pytest.approx(0.683, abs=0.025)
     assert found["within_2_std"] == pytest.approx(0.954, abs=0.012)
 

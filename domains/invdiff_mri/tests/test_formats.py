@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from invdiff import InputError
+from invdiff.imaging import write_nifti
 from invdiff_mri import formats
 from invdiff_mri.formats import bart
 from invdiff_mri.formats.images import SimulateOptions
 from invdiff_mri.formats.images import read as read_image
-from invdiff_mri.formats.nifti import write_nifti
 from invdiff_mri.formats.options import ReadOptions
 from invdiff_mri.operators import to_kspace
 from tests.data import shared

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
 
 from invdiff.benchmark.problems import mixture
+from invdiff.benchmark.verify import Unweighted
 from invdiff.errors import InputError
 from invdiff.measurement.measurement import Measurement
 from invdiff.measurement.noise import GaussianNoise
@@ -47,25 +46,6 @@ class Direct(MatrixOperator):
     def resolvent(self, rhs, gamma):
         normal = torch.eye(self.matrix.shape[1]).to(rhs) + gamma * self.matrix.mT @ self.matrix
         return torch.linalg.solve(normal, rhs, left=False)
-
-
-@dataclass(frozen=True)
-class Unweighted:
-    """The same moves without weights."""
-
-    inner: Any
-
-    @property
-    def steps(self):
-        return self.inner.steps
-
-    def start(self, count, generator):
-        particles, logs = self.inner.start(count, generator)
-        return particles, 0 * logs
-
-    def move(self, k, particles, generator):
-        moved, increment = self.inner.move(k, particles, generator)
-        return moved, 0 * increment
 
 
 # --- evidence, unbiased for the discretised prior ----------------------------------------------

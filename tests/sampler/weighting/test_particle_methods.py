@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
 
 from invdiff.api import make_sampler, sample
 from invdiff.benchmark import toys
+from invdiff.benchmark.verify import Unweighted
 from invdiff.errors import InputError
 from invdiff.measurement.measurement import Measurement
 from invdiff.measurement.noise import GaussianNoise
@@ -42,25 +42,6 @@ def moments(model, particles, seed, threshold=0.5):
     x = out.particles if isinstance(out.particles, torch.Tensor) else out.particles.x
     mean = out.weights @ x
     return mean, out.weights @ (x - mean) ** 2, out.log_evidence
-
-
-@dataclass(frozen=True)
-class Unweighted:
-    """The same proposals without weights: the control that every check here must reject."""
-
-    inner: Any
-
-    @property
-    def steps(self):
-        return self.inner.steps
-
-    def start(self, count, generator):
-        particles, logs = self.inner.start(count, generator)
-        return particles, 0 * logs
-
-    def move(self, k, particles, generator):
-        moved, increment = self.inner.move(k, particles, generator)
-        return moved, 0 * increment
 
 
 # --- linear-Gaussian: exact law, exact evidence ------------------------------------------------

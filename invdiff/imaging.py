@@ -1,0 +1,118 @@
+"""What packs of images share: metrics, the coverage of a std map, pictures, files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+from scipy.ndimage import uniform_filter
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 110
+
+
+def psnr(
+    reference: Float[np.ndarray, "*shape"], image: Float[np.ndarray, "*shape"], peak: float = 1.0
+) -> float:
+    """`10 log10(peak^2 / mean squared error)` in dB."""
+    error = float(((reference.astype(np.float64) - image) ** 2).mean())
+    return float(10 * np.log10(peak**2 / max(error, 1e-20 * peak**2)))
+
+
+def ssim_map(
+    reference: Float[np.ndarray, "y x"], image: Float[np.ndarray, "y x"], peak: float = 1.0
+) -> Float[np.ndarray, "y x"]:
+    """SSIM of every pixel (Wang et al. 2004): uniform 7 x 7 window, k1 = .01, k2 = .03, sample covariances.
+
+    As scikit-image with its defaults; a border of three pixels sees less than the window.
+    """
+    v, w = reference.astype(np.float64), image.astype(np.float64)
+    unbiased = 49 / 48
+    mean_v, mean_w = uniform_filter(v, 7), uniform_filter(w, 7)
+    var_v = unbiased * (uniform_filter(v * v, 7) - mean_v**2)
+    var_w = unbiased * (uniform_filter(w * w, 7) - mean_w**2)
+    cov = unbiased * (uniform_filter(v * w, 7) - mean_v * mean_w)
+    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    top = (2 * mean_v * mean_w + c1) * (2 * cov + c2)
+    found: np.ndarray = top / ((mean_v**2 + mean_w**2 + c1) * (var_v + var_w + c2))
+    return found
+
+
+def coverage(
+    reference: Float[np.ndarray, "y x"],
+    mean: Float[np.ndarray, "y x"],
+    std: Float[np.ndarray, "y x"],
+    mask: Bool[np.ndarray, "y x"],
+    reference_noise: Float[np.ndarray, "y x"] | float = 0.0,
+) -> dict[str, float]:
+    """Share of the mask's pixels within 1 and 2 std of the mean (nominal .683 and .954).
+
+    `std_factor` is what the std would have to be multiplied by for .683. `reference_noise` is the std of
+    the reference's own noise, added in quadrature: a measured reference is not the truth.
+    """
+    total = np.sqrt(std**2 + np.asarray(reference_noise) ** 2)
+    z = (np.abs(reference - mean) / np.maximum(total, 1e-12))[mask]
+    return {
+        "within_1_std": float((z < 1).mean()),
+        "within_2_std": float((z < 2).mean()),
+        "std_factor": float(np.quantile(z, 0.6827)),
+    }
+
+
+def std_scale(config: Mapping[str, Any]) -> float:
+    """Factor on the std map that `domain.std_scale` names for one sampler with one prior; 1 for others."""
+    fitted = config["domain"]["std_scale"]
+    same = all(config[key]["name"] == fitted[key] for key in ("sampler", "prior"))
+    return float(fitted["factor"]) if same else 1.0
+
+
+def canvas(columns: int, aspect: float = 1.0) -> tuple[Figure, list[Axes]]:
+    """A row of panels for images of that height over width."""
+    from matplotlib.figure import Figure
+
+    page = Figure(figsize=(2.6 * columns, 2.6 * aspect + 0.3), layout="constrained")
+    return page, list(np.atleast_1d(page.subplots(1, columns)).flat)
+
+
+def show(axes: Axes, image: Float[np.ndarray, "y x"], title: str, top: float, colours: str = "gray") -> None:
+    """An image on the window [0, top]."""
+    axes.imshow(image, cmap=colours, vmin=0, vmax=top, interpolation="nearest")
+    axes.set_title(title, fontsize=10)
+    axes.set_axis_off()
+
+
+def save(page: Figure, path: Path) -> Path:
+    """A picture, whole or not at all, the same bytes for the same content."""
+    part = path.with_name("." + path.name)
+    page.savefig(part, dpi=DPI, facecolor="white", metadata={"Software": None})
+    part.replace(path)
+    return path
+
+
+def write_nifti(
+    path: Path, volume: Shaped[np.ndarray, "slice y x"], affine: Float[np.ndarray, "4 4"] | None
+) -> None:
+    """A real volume as float32, array axes (y, x, slice) as in the affine; whole or not at all."""
+    import nibabel
+
+    data = np.moveaxis(np.asarray(volume, dtype=np.float32), 0, 2)
+    image = nibabel.Nifti1Image(data, np.eye(4) if affine is None else affine)
+    image.header["descrip"] = b"invdiff; not for clinical use"
+    part = path.with_name("." + path.name)
+    nibabel.save(image, part)
+    os.replace(part, path)
+
+
+def write_npz(path: Path, **arrays: Shaped[np.ndarray, "..."]) -> None:
+    """Compressed npz, whole or not at all."""
+    part = path.with_name("." + path.name)
+    with part.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    os.replace(part, path)
