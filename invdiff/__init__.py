@@ -20,6 +20,7 @@ _EXPORTS = {
     "Domain": "invdiff.domain",
     "Estimates": "invdiff.domain",
     "Figure": "invdiff.domain",
+    "Pending": "invdiff.domain",
     "Problem": "invdiff.domain",
     "Summary": "invdiff.domain",
     "Tick": "invdiff.domain",
@@ -45,6 +46,14 @@ _EXPORTS = {
     "Prior": "invdiff.prior.prior",
     "PriorCard": "invdiff.prior.prior",
     "TrainingData": "invdiff.prior.training",
+    "Acquisition": "invdiff.sampler.design",
+    "Design": "invdiff.sampler.design",
+    "acquire": "invdiff.sampler.design",
+    "centre_block": "invdiff.sampler.design",
+    "check_budget": "invdiff.sampler.design",
+    "entropy_of_samples": "invdiff.sampler.design",
+    "make_design": "invdiff.sampler.design",
+    "FileExchange": "invdiff.sampler.instrument",
     "keyed_stream": "invdiff.sampler.keys",
     "PoissonNoise": "invdiff.measurement.likelihoods",
     "PoissonGaussianNoise": "invdiff.measurement.likelihoods",
@@ -76,14 +85,17 @@ _EXPORTS = {
 _RENAMED = {"keyed_stream": "stream", "load_plugin": "load"}
 
 __all__ = [
+    "Acquisition",
     "ChannelwisePrior",
     "Composed",
     "Composition",
     "Config",
+    "Design",
     "DiffusionSampler",
     "Domain",
     "Estimates",
     "Figure",
+    "FileExchange",
     "Gain",
     "GaussianMixture",
     "GaussianNoise",
@@ -102,6 +114,7 @@ __all__ = [
     "NoiseSearch",
     "Operator",
     "ParticleSampler",
+    "Pending",
     "PhaseRetrieval",
     "PoissonGaussianNoise",
     "PoissonNoise",
@@ -119,13 +132,18 @@ __all__ = [
     "Unguided",
     "UnknownGaussianNoise",
     "__version__",
+    "acquire",
     "as_operator",
     "autoencoder_maps",
+    "centre_block",
+    "check_budget",
     "compose",
+    "entropy_of_samples",
     "infer_level",
     "keyed_stream",
     "load_plugin",
     "load_safetensors",
+    "make_design",
     "make_sampler",
     "nuts",
     "sample",
@@ -141,7 +159,7 @@ __all__ = [
 if TYPE_CHECKING:
     from invdiff.api import make_sampler, sample, solve
     from invdiff.config import compose
-    from invdiff.domain import Config, Domain, Estimates, Figure, Problem, Summary, Tick
+    from invdiff.domain import Config, Domain, Estimates, Figure, Pending, Problem, Summary, Tick
     from invdiff.errors import InputError, unknown_name
     from invdiff.measurement.likelihoods import (
         LaplaceNoise,
@@ -163,7 +181,17 @@ if TYPE_CHECKING:
     from invdiff.prior.prior import Prior, PriorCard
     from invdiff.prior.training import TrainingData
     from invdiff.registry import load as load_plugin
+    from invdiff.sampler.design import (
+        Acquisition,
+        Design,
+        acquire,
+        centre_block,
+        check_budget,
+        entropy_of_samples,
+        make_design,
+    )
     from invdiff.sampler.guidance.unguided import Unguided
+    from invdiff.sampler.instrument import FileExchange
     from invdiff.sampler.keys import stream as keyed_stream
     from invdiff.sampler.latent import LatentPrior, autoencoder_maps
     from invdiff.sampler.loop import DiffusionSampler

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -11,12 +11,37 @@ from jaxtyping import Float
 from torch import Tensor
 
 from invdiff.measurement.measurement import Measurement
+from invdiff.measurement.operator import Operator
 from invdiff.posterior import Posterior
 from invdiff.prior.prior import Prior
+from invdiff.sampler.design import Acquisition, Design, Source
 
 Config = Mapping[str, Any]
 Tick = Callable[[], None]
 Estimates = dict[str, Float[Tensor, "*event"]]
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Measurements of an item that are still to be chosen and made.
+
+    Attributes:
+        operator: measures every candidate, in prior units (see `measurement.candidates`).
+        sigma_y: noise level of a datum.
+        source: the instrument.
+        initial: candidates that are measured to begin with.
+        budget: how many in all.
+        design: how the others are chosen.
+        finish: the problem of what was measured; called after the source was asked for every turn.
+    """
+
+    operator: Operator
+    sigma_y: float
+    source: Source
+    initial: Sequence[int]
+    budget: int
+    design: Design
+    finish: Callable[[Acquisition], Problem]
 
 
 @dataclass(frozen=True)
@@ -25,10 +50,12 @@ class Problem:
 
     Attributes:
         id: file-system safe name of the item.
-        measurement: data and forward model, in prior units.
+        measurement: data and forward model, in prior units; of the start alone where measuring is pending.
         shape: event shape of x.
         context: whatever the domain needs to write and judge the result.
         notes: what was found and decided about the data, for the report.
+        pending: what is still to be measured, by active subsampling.
+        acquisition: what was measured so, in order.
     """
 
     id: str
@@ -36,6 +63,8 @@ class Problem:
     shape: tuple[int, ...]
     context: Any = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    pending: Pending | None = None
+    acquisition: Acquisition | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from invdiff import (
@@ -28,6 +28,7 @@ from invdiff import (
 )
 from invdiff.imaging import coverage, psnr, std_scale, write_nifti, write_npz
 from invdiff_mri import formats, metrics
+from invdiff_mri.active import Lines, known_noise, whole
 from invdiff_mri.baselines import BaselineSettings, all_baselines
 from invdiff_mri.formats.images import SimulateOptions
 from invdiff_mri.formats.images import read as read_image_scan
@@ -112,7 +113,9 @@ class MRI:
             scan = formats.read(path, options)
         if operator["single_coil"] and scan.kspace.shape[1] > 1:
             scan = combined(scan)
-        mask, retrospective = choose_mask(scan, operator)
+        mask, retrospective = (
+            choose_mask(scan, operator) if operator.get("budget") is None else whole(scan, operator)
+        )
         noise = config["noise"]
         if noise["name"] != "auto":
             raise InputError(
@@ -136,15 +139,19 @@ class MRI:
         references, level = volume_reference(scan, mask, retrospective)
         widening = std_scale(config)
         bare = replace(scan, kspace=scan.kspace[:0], coil_maps=None, reference=None)
-        problems = []
-        for index in chosen:
+        ones = str(operator["coil_maps"]) == "ones"
+
+        active = operator.get("budget") is not None
+
+        def problem(index: int, kspace: Complex[Tensor, "coil y x"], mask: Bool[Tensor, "y x"]) -> Problem:
             prepared = prepare(
-                scan.kspace[index],
+                kspace,
                 mask,
                 settings,
                 coil_maps=None if maps is None else maps[index],
                 noise_scan=scan.noise,
-                single_coil=str(operator["coil_maps"]) == "ones",
+                covariance=known_noise(scan, index, settings) if active and retrospective else None,
+                single_coil=ones,
             )
             reference = None if references is None else references[index]
             measured_reference = retrospective and scan.simulated is None
@@ -154,17 +161,26 @@ class MRI:
             }
             if scan.simulated:
                 notes["data"] = scan.simulated
-            item = Item(prepared, reference, measured_reference, widening, level, bare)
-            problems.append(
-                Problem(
-                    id=f"{name}-{index:03d}" if count > 1 else name,
-                    measurement=prepared.measurement,
-                    shape=(2, *mask.shape),
-                    context=(item, BaselineSettings(**config["domain"]["baselines"])),
-                    notes=notes,
-                )
+            return Problem(
+                id=f"{name}-{index:03d}" if count > 1 else name,
+                measurement=prepared.measurement,
+                shape=(2, *mask.shape),
+                context=(
+                    Item(prepared, reference, measured_reference, widening, level, bare),
+                    BaselineSettings(**config["domain"]["baselines"]),
+                ),
+                notes=notes,
             )
-        return problems
+
+        if not active:
+            return [problem(index, scan.kspace[index], mask) for index in chosen]
+        lines = Lines.of(scan, mask, operator, int(config["seed"]), espirit=maps is None and not ones)
+        if lines.exchange is not None and len(chosen) > 1:
+            raise InputError(
+                f"operator.design.exchange asks for the lines of one slice and {len(chosen)} are chosen; "
+                "give input.slices="
+            )
+        return [lines.pending(index, scan.kspace[index], problem) for index in chosen]
 
     def training_data(self, settings: Mapping[str, Any]) -> TrainingData:
         """Slices for `invdiff train`: `root`, `sources` (path, share, held_out), `contrast`."""

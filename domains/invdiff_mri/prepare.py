@@ -124,15 +124,18 @@ def prepare(
     *,
     coil_maps: Complex[Tensor, "coil y x"] | None = None,
     noise_scan: Complex[Tensor, "coil count"] | None = None,
+    covariance: NoiseCovariance | None = None,
     single_coil: bool = False,
 ) -> Prepared:
     """Prewhiten, find the coil maps, scale.
+
+    `covariance` is the noise's where it is known already, else see `noise_covariance`.
 
     `single_coil` takes maps of ones. Given maps belong to the scan as it is (not
     prewhitened); they are whitened with it and normalised.
     """
     kspace = (kspace * mask).to(torch.complex64)
-    covariance = noise_covariance(kspace, mask, settings, noise_scan)
+    covariance = covariance or noise_covariance(kspace, mask, settings, noise_scan)
     whiten = whitening(covariance).to(torch.complex64)
     white = torch.einsum("ij,jyx->iyx", whiten, kspace)
     region = calibration_region(mask)

@@ -22,6 +22,7 @@ from invdiff.posterior import Posterior
 from invdiff.prior.counted import counted
 from invdiff.prior.prior import Prior, PriorCard
 from invdiff.registry import load, missing_extra
+from invdiff.run.acquisition import measured
 from invdiff.run.directory import (
     Log,
     full_disk_is_an_input_error,
@@ -32,6 +33,7 @@ from invdiff.run.directory import (
 )
 from invdiff.run.filters import filter_facts, filter_warnings
 from invdiff.run.provenance import measurement_digest, provenance
+from invdiff.sampler.design import entropy_of_samples
 from invdiff.sampler.loop import Sampler, draw, prepared, require_supported, whole_groups
 
 Report = Callable[[str, int, int], None]
@@ -40,13 +42,17 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Job:
-    """A checked run: everything read and refused, nothing written yet."""
+    """A checked run: everything read and refused, nothing written yet.
+
+    `belief` is the sampler with which measurements are chosen, where that is asked for.
+    """
 
     config: Mapping[str, Any]
     domain: Domain
     problems: list[Problem]
     priors: list[Prior]
     sampler: Sampler
+    belief: Sampler
     device: torch.device
 
 
@@ -151,7 +157,15 @@ def plan(config: Mapping[str, Any]) -> Job:
     for adapted, problem in zip(priors, problems, strict=True):
         check_prior(adapted, problem)
         check_scale(adapted, problem)
-    return Job(config, domain, problems, priors, sampler, device)
+    return Job(config, domain, problems, priors, sampler, belief_sampler(config, prior.card), device)
+
+
+def belief_sampler(config: Mapping[str, Any], card: PriorCard) -> Sampler:
+    """The run's sampler with the steps that `operator.design.steps` gives the belief."""
+    settings, steps = dict(config["sampler"]), (config["operator"].get("design") or {}).get("steps")
+    if steps is not None and "steps" in settings:
+        settings["steps"] = int(steps)
+    return make_sampler(settings, card)
 
 
 def begin(job: Job) -> Path:
@@ -225,12 +239,18 @@ def _items(job: Job, run: Path, log: Log, report: Report) -> list[ItemResult]:
     per_item = samples * job.sampler.steps
     total = len(job.problems) * per_item
     results = []
-    for index, (problem, prior) in enumerate(zip(job.problems, job.priors, strict=True)):
+    for index, (given, prior) in enumerate(zip(job.problems, job.priors, strict=True)):
+        problem = given
         folder = run / "items" / problem.id
         folder.mkdir(parents=True, exist_ok=True)
         counter = counted(prior)
         began = time.perf_counter()
         report("starting", index * per_item, total)
+
+        def measuring(done: int, steps: int, base: int = index * per_item) -> None:
+            report(f"measuring, turn {done} of {steps}", base, total)
+
+        problem = measured(problem, counter, job.belief, folder, index, job.device, measuring)
         sampler = prepared(job.sampler, counter, problem.measurement, problem.shape, job.device)
         shared_calls = counter.calls
         parts: list[Posterior] = []
@@ -297,6 +317,13 @@ def inferred_level(result: ItemResult) -> dict[str, str]:
     return {"inferred sigma_y in prior units": f"{text}; started at {noise.sigma:.4g}"}
 
 
+def entropy_fact(result: ItemResult) -> dict[str, float]:
+    """Where measurements were chosen: what the samples leave open."""
+    if result.problem.acquisition is None or len(result.posterior.samples) < 2:
+        return {}
+    return {"posterior entropy (nats a component)": entropy_of_samples(result.posterior.samples)}
+
+
 def _finish(job: Job, run: Path, results: list[ItemResult]) -> dict[str, Any]:
     from invdiff.run.report import write_report
 
@@ -311,7 +338,7 @@ def _finish(job: Job, run: Path, results: list[ItemResult]) -> dict[str, Any]:
             chi2_mean = float(result.problem.measurement.chi2(mean)[0])
         metrics[result.problem.id] = {
             "table": result.summary.table,
-            "facts": {**result.summary.facts, **filter_facts(result.posterior)},
+            "facts": {**result.summary.facts, **filter_facts(result.posterior), **entropy_fact(result)},
             "convention": result.summary.convention,
             "warnings": [*result.summary.warnings, *filter_warnings(result.posterior)],
             "chi2_per_sample": residual,

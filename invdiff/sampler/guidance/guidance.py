@@ -49,8 +49,11 @@ class Guidance(Protocol):
             estimate whose spread means nothing).
     """
 
-    name: str
-    claim: Claim
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def claim(self) -> Claim: ...
 
     def __call__(
         self,

@@ -1,0 +1,476 @@
+"""Active subsampling: what to measure next, decided by particles that fit what was measured so far.
+
+P particles x_i of the posterior given the data so far (the belief) predict every candidate,
+m_i(l) = A_l x_i. A turn measures the candidates on which they disagree most. Scores:
+
+    variance   V(l) = sum_i w_i |m_i(l) - m(l)|^2                                    (total variance)
+    entropy    H(l) = - sum_i w_i log sum_j w_j exp(-|m_i(l) - m_j(l)|^2 / (2 s^2))
+
+H is, up to a constant, an upper bound of the entropy of the mixture of Gaussians
+N(m_i, s^2 I) (Kolchinsky & Tracey, Entropy 19:361, 2017); s^2 = sigma_y^2 + r^2, with r^2
+what one particle leaves open. With the opposite sign in the exponent, as published code
+has it, the score ranks like the variance until it overflows, and then at random. H cannot
+exceed log P: where long candidates saturate it, s^2 is raised to the median
+|m_i - m_j|^2 and the turn says so. V has no such constant and is the default.
+
+The belief is one of two. `sampler`: fresh draws of a posterior sampler, every turn. `pass`: the
+particles of one guided reverse diffusion, which measures on its way down, inside a window of noise
+levels, and goes on with the new data (active diffusion subsampling, Nolan et al., arXiv
+2406.14388). A pass costs less, but a particle already at a low level can no longer follow new data.
+
+Several candidates in one turn: after a pick l' the score of l is multiplied by
+1 - exp(-(l - l')^2 / (2 n^2)), n the width `neighbours` in candidates: what lies beside a pick is
+partly predicted by it. P particles are too few to say how much (P - 1 dimensions against the
+hundreds of a line), so n is a setting; with one candidate a turn it has no part.
+
+The choice depends on past data only, so it biases no posterior; the samples of a run are drawn
+afterwards, by any sampler, given all that was measured. With exact particles of a Gaussian prior
+`variance` is the greedy maximum-entropy design for candidates of one component (tested against the
+closed form). That it is a good choice for an image is a heuristic claim, measured in
+`benchmarks/design.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from invdiff.errors import InputError, unknown_name
+from invdiff.measurement.candidates import Layout, candidates_of, select
+from invdiff.measurement.measurement import Measurement
+from invdiff.measurement.noise import GaussianNoise
+from invdiff.measurement.operator import Operator
+from invdiff.prior.prior import Prior
+from invdiff.registry import construct
+from invdiff.sampler.guidance.guidance import Guidance, Guided
+from invdiff.sampler.guidance.proximal import Proximal
+from invdiff.sampler.integrator import ExponentialMultistep
+from invdiff.sampler.keys import ParticleNoise
+from invdiff.sampler.loop import Sampler, descend, prepared
+from invdiff.sampler.schedule import Schedule, loguniform
+from invdiff.sampler.start import PriorDraw
+
+Policy: TypeAlias = Literal["variance", "entropy", "random", "equispaced", "variable_density"]
+Belief: TypeAlias = Literal["sampler", "pass"]
+ACTIVE = ("variance", "entropy")
+FIXED = ("random", "equispaced", "variable_density")
+Source: TypeAlias = Callable[[Sequence[int]], Tensor]
+"""The instrument: candidates to data of the full layout, right at those candidates."""
+
+SATURATED = 0.9  # of log P
+FIRST_PARTICLE = 1 << 30  # the belief's particles draw from other streams than a run's samples
+
+
+def total_variance(
+    predictions: Float[Tensor, "particles candidate component"],
+    log_weights: Float[Tensor, "particles"] | None = None,
+) -> Float[Tensor, "candidate"]:
+    """`sum_i w_i |m_i - m|^2` of every candidate, float64."""
+    weights = _weights(len(predictions), log_weights)
+    centred = _centred(predictions, weights)
+    return torch.einsum("i,ilc->l", weights, centred.square())
+
+
+def mixture_entropy(
+    predictions: Float[Tensor, "particles candidate component"],
+    s2: float,
+    log_weights: Float[Tensor, "particles"] | None = None,
+) -> tuple[Float[Tensor, "candidate"], float]:
+    """`- sum_i w_i log sum_j w_j exp(-|m_i - m_j|^2 / (2 s^2))`, float64, and the s^2 that was used.
+
+    It lies in [0, log P]. Where more than a tenth of the candidates come within a tenth of log P,
+    s^2 is raised to the median |m_i - m_j|^2.
+    """
+    weights = _weights(len(predictions), log_weights)
+    centred = _centred(predictions, weights).permute(1, 0, 2)
+    square = centred.square().sum(dim=-1)
+    distance = square[:, :, None] + square[:, None, :] - 2 * centred @ centred.mT
+    distance = distance.clamp_min(0)
+    distance.diagonal(dim1=1, dim2=2).zero_()
+    log_w = weights.clamp_min(1e-300).log()
+
+    def entropy(width: float) -> Tensor:
+        inner = torch.logsumexp(log_w - distance / (2 * width), dim=2)
+        return -(weights * inner).sum(dim=1)
+
+    found = entropy(s2)
+    most = float(-(weights * log_w).sum())
+    if len(weights) > 1 and float((found > SATURATED * most).float().mean()) > 0.1:
+        off = distance[:, ~torch.eye(len(weights), dtype=torch.bool, device=distance.device)]
+        median = float(off.median())
+        if median > s2:
+            return entropy(median), median
+    return found, s2
+
+
+def pick(
+    predictions: Float[Tensor, "particles candidate component"],
+    count: int,
+    *,
+    policy: Policy,
+    s2: float,
+    neighbours: float = 0.0,
+    taken: Sequence[int] = (),
+    log_weights: Float[Tensor, "particles"] | None = None,
+) -> tuple[list[int], list[float]]:
+    """`count` candidates and their scores, the best first; those beside a pick count less.
+
+    Raises:
+        InputError: where fewer candidates are left than are asked for.
+    """
+    candidates = predictions.shape[1]
+    left = candidates - len(set(taken))
+    if count > left:
+        raise InputError(f"{count} measurements are asked for and {left} candidates are left")
+    score = (
+        total_variance(predictions, log_weights)
+        if policy == "variance"
+        else mixture_entropy(predictions, s2, log_weights)[0]
+    )
+    closed = torch.zeros(candidates, dtype=torch.bool, device=predictions.device)
+    closed[list(taken)] = True
+    places = torch.arange(candidates, dtype=torch.float64)
+    chosen: list[int] = []
+    scores: list[float] = []
+    for _ in range(count):
+        best = int(torch.where(closed, -torch.inf, score).argmax())
+        chosen.append(best)
+        scores.append(float(score[best]))
+        closed[best] = True
+        if neighbours > 0:
+            score = score * -torch.expm1(-0.5 * ((places - best) / neighbours) ** 2)
+    return chosen, scores
+
+
+def _weights(count: int, log_weights: Tensor | None) -> Tensor:
+    if log_weights is None:
+        return torch.full((count,), 1 / count, dtype=torch.float64)
+    return torch.softmax(log_weights.double(), dim=0)
+
+
+def _centred(predictions: Tensor, weights: Tensor) -> Tensor:
+    values = predictions.double()
+    return values - torch.einsum("i,ilc->lc", weights.to(values), values)
+
+
+def fixed_order(
+    policy: Policy, count: int, budget: int, initial: Sequence[int], seed: int = 0, width: float = 0.2
+) -> list[int]:
+    """A policy that does not look at the data: `initial`, then candidates by chance or evenly.
+
+    Args:
+        policy: `random` (uniform), `equispaced` (evenly, a random offset), or `variable_density` (drawn with
+            density exp(-d^2 / (2 (width count)^2)) of the distance d from the middle, no repeats).
+
+    Raises:
+        InputError: for a policy that is not one of these.
+    """
+    if policy not in FIXED:
+        raise unknown_name("policy", policy, FIXED)
+    random = np.random.default_rng([seed, 1])
+    order = list(initial)
+    rest = np.setdiff1d(np.arange(count), order)
+    wanted = budget - len(order)
+    if policy == "random":
+        order += [int(i) for i in random.choice(rest, wanted, replace=False)]
+    elif policy == "variable_density":
+        distance = np.abs(rest - count // 2) / (width * count)
+        density = np.exp(-0.5 * distance**2) + 1e-12
+        order += [int(i) for i in random.choice(rest, wanted, replace=False, p=density / density.sum())]
+    elif wanted > 0:
+        places = (np.arange(wanted) + random.random()) * len(rest) / wanted
+        order += [int(i) for i in rest[np.minimum(places.astype(int), len(rest) - 1)]]
+    return order
+
+
+@dataclass(frozen=True)
+class Design:
+    """How measurements are chosen.
+
+    Attributes:
+        policy: `variance` or `entropy` (active); `random`, `equispaced`, `variable_density` (fixed).
+        belief: `sampler` or `pass`, see the module.
+        particles: P.
+        turns: turns of measuring; of a pass, at most one a level of the window.
+        neighbours: width in candidates of the region around a pick that counts less in the same turn.
+        schedule: noise levels of a pass, decreasing.
+        window: of a pass, (high, low) levels between which it measures, evenly over the levels there.
+        guidance: how a pass sees the data.
+        seed: of the belief and the fixed policies.
+    """
+
+    policy: Policy = "variance"
+    belief: Belief = "sampler"
+    particles: int = 6
+    turns: int = 6
+    neighbours: float = 4.0
+    schedule: Schedule = field(default_factory=lambda: loguniform(12, 5.0, 0.05))
+    window: tuple[float, float] = (1.0, 0.05)
+    guidance: Guidance = field(default_factory=Proximal)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.particles < 2 and self.policy in ACTIVE:
+            raise InputError(f"design.particles is {self.particles}; two or more can disagree")
+        if self.turns < 1 or self.neighbours < 0:
+            raise InputError(
+                f"design.turns is {self.turns} and design.neighbours {self.neighbours:g}; expected 1 or more "
+                "and 0 or more"
+            )
+        if self.belief == "pass" and not self.inside():
+            raise InputError(
+                f"no noise level lies in design.window {self.window}; they go from {self.schedule[0]:g} to "
+                f"{self.schedule[-1]:g}"
+            )
+
+    def inside(self) -> list[int]:
+        """Indices of the levels in the window."""
+        high, low = max(self.window), min(self.window)
+        return [k for k, sigma in enumerate(self.schedule) if low * (1 - 1e-9) <= sigma <= high * (1 + 1e-9)]
+
+    def counts(self, wanted: int) -> list[int]:
+        """How many candidates every turn measures."""
+        most = min(self.turns, len(self.inside())) if self.belief == "pass" else self.turns
+        turns = min(wanted, most)
+        return [wanted * (t + 1) // turns - wanted * t // turns for t in range(turns)] if turns else []
+
+    def segments(self, turns: int) -> list[Schedule]:
+        """The levels of a pass in as many parts, each with the level after it."""
+        inside, whole = self.inside(), (*self.schedule, 0.0)
+        ends = [inside[(2 * t + 1) * len(inside) // (2 * turns)] + 1 for t in range(turns)]
+        return [whole[a : b + 1] for a, b in zip([0, *ends], ends, strict=False)]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One decision: what was chosen, at which noise level, by which score, in how many seconds.
+
+    Attributes:
+        seconds: of predicting, scoring and picking; the network's time to the next level is not in it.
+        s2: width of the entropy's Gaussians; raised where the score saturated.
+    """
+
+    chosen: tuple[int, ...]
+    scores: tuple[float, ...] = ()
+    sigma: float | None = None
+    s2: float | None = None
+    raised: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """What was measured, in order; the first turn is the start, which no policy chose."""
+
+    policy: str
+    count: int
+    turns: tuple[Turn, ...]
+
+    @property
+    def order(self) -> list[int]:
+        """Candidates in the order of their measurement."""
+        return [one for turn in self.turns for one in turn.chosen]
+
+    def facts(self) -> dict[str, Any]:
+        """Single figures for a report."""
+        chosen = self.turns[1:]
+        out: dict[str, Any] = {
+            "policy": self.policy,
+            "measured": f"{len(self.order)} of {self.count} candidates, {len(self.turns[0].chosen)} to begin",
+        }
+        if chosen and chosen[0].sigma is not None:
+            out["turns"] = len(chosen)
+            out["seconds per decision"] = float(np.median([turn.seconds for turn in chosen]))
+            raised = sum(turn.raised for turn in chosen)
+            if raised:
+                out["entropy saturated"] = f"in {raised} of {len(chosen)} turns; its width was raised there"
+        return out
+
+
+def acquire(
+    design: Design,
+    prior: Prior,
+    operator: Operator,
+    sigma_y: float,
+    shape: tuple[int, ...],
+    source: Source,
+    *,
+    sampler: Sampler | None = None,
+    initial: Sequence[int],
+    budget: int,
+    item: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Acquisition, Float[Tensor, "*data"]]:
+    """Measure `budget` candidates of an operator, `initial` first; returns the record and the data.
+
+    Args:
+        operator: measures all candidates, see `measurement.candidates`.
+        sigma_y: noise level of a datum.
+        shape: event shape of x.
+        source: the instrument, called once a turn.
+        sampler: draws the belief of `belief="sampler"`.
+
+    Raises:
+        InputError: for an operator without candidates, a budget below the start or above their number,
+            or data that are not finite or of another shape.
+    """
+    groups = candidates_of(operator)
+    layout = Layout.of(groups)
+    check_budget(budget, initial, layout.count)
+    y = torch.zeros(groups.shape, dtype=dtype, device=device)
+
+    def measure(chosen: Sequence[int]) -> None:
+        fresh = source(chosen).to(y)
+        if fresh.shape != y.shape:
+            raise InputError(
+                f"the source returned data of shape {tuple(fresh.shape)}; expected {tuple(y.shape)}"
+            )
+        here = torch.isin(groups, torch.tensor(list(chosen))).to(device)
+        if not bool(torch.isfinite(fresh[here]).all()):
+            raise InputError(f"the source returned values that are not finite for candidates {list(chosen)}")
+        y[here] = fresh[here]
+
+    turns = [Turn(tuple(int(i) for i in initial))]
+    measure(turns[0].chosen)
+    wanted = budget - len(initial)
+    if design.policy in FIXED:
+        rest = fixed_order(design.policy, layout.count, budget, initial, design.seed)[len(initial) :]
+        if rest:
+            measure(rest)
+            turns.append(Turn(tuple(rest)))
+        return Acquisition(design.policy, layout.count, tuple(turns)), y
+    counts = design.counts(wanted)
+    believe = _believing(design, prior, shape, sampler, len(counts), item, torch.device(device), dtype)
+    for turn, count in enumerate(counts):
+        order = [one for past in turns for one in past.chosen]
+        part, data = select(operator, order, y)
+        with torch.no_grad():
+            x, sigma = believe(turn, Measurement(part, GaussianNoise(sigma_y), data))
+            began = time.perf_counter()
+            predictions = layout.arrange(operator(x)).cpu()
+        s2 = width = sigma_y**2 + (prior.card.conditional_variance(sigma) if sigma else 0.0)
+        if design.policy == "entropy":
+            left = sorted(set(range(layout.count)) - set(order))
+            width = mixture_entropy(predictions[:, left], s2)[1]
+        chosen, scores = pick(
+            predictions,
+            count,
+            policy=design.policy,
+            s2=width,
+            neighbours=design.neighbours,
+            taken=order,
+        )
+        seconds = time.perf_counter() - began
+        turns.append(Turn(tuple(chosen), tuple(scores), sigma, width, width > s2, seconds))
+        measure(chosen)
+        if progress is not None:
+            progress(turn + 1, len(counts))
+    acquisition = Acquisition(design.policy, layout.count, tuple(turns))
+    if any(turn.raised for turn in turns):
+        warnings.warn(
+            "the entropy of the particles saturates; its width was raised (policy variance has none)",
+            stacklevel=2,
+        )
+    return acquisition, y
+
+
+def _believing(
+    design: Design,
+    prior: Prior,
+    shape: tuple[int, ...],
+    sampler: Sampler | None,
+    turns: int,
+    item: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Callable[[int, Measurement], tuple[Tensor, float | None]]:
+    """From a turn and the data so far to the particles, and the noise level of a pass."""
+
+    def noise(first: int) -> ParticleNoise:
+        numbers = range(FIRST_PARTICLE + first, FIRST_PARTICLE + first + design.particles)
+        return ParticleNoise(design.seed, numbers, item=item, device=device, dtype=dtype)
+
+    if design.belief == "sampler":
+        if sampler is None:
+            raise InputError("a design with belief=sampler needs a sampler; give one, or belief=pass")
+        drawing = sampler
+
+        def draws(turn: int, measurement: Measurement) -> tuple[Tensor, float | None]:
+            ready = prepared(drawing, prior, measurement, shape, device, dtype)
+            return ready(prior, measurement.to(device), shape, noise(turn * design.particles)).x, None
+
+        return draws
+    stream, segments = noise(0), design.segments(turns)
+    integrator = ExponentialMultistep(order=1, eta=1.0)
+    state = [PriorDraw()(prior.card, shape, segments[0][0], stream)]
+
+    def down(turn: int, measurement: Measurement) -> tuple[Tensor, float | None]:
+        answers: list[Tensor] = []
+
+        def denoise(x: Tensor, sigma: float, sigma_next: float) -> Guided:
+            guided = design.guidance(prior, measurement, x, sigma, sigma_next)
+            answers[:] = [guided.denoised]
+            return guided
+
+        state[0] = descend(denoise, state[0], segments[turn], integrator, stream.normal)
+        return answers[0], segments[turn][-2]
+
+    return down
+
+
+def check_budget(budget: int, initial: Sequence[int], count: int) -> None:
+    """Refuse a budget that cannot be measured."""
+    if budget > count:
+        raise InputError(
+            f"operator.budget is {budget} and there are {count} candidates; choose at most as many"
+        )
+    if len(set(initial)) != len(initial) or any(not 0 <= one < count for one in initial):
+        raise InputError(f"the start holds candidates that are repeated or not among the {count}")
+    if not initial or budget < len(initial):
+        raise InputError(
+            f"operator.budget is {budget} and the start alone measures {len(initial)}; "
+            "raise the budget or lower design.initial"
+        )
+
+
+def centre_block(count: int, size: int) -> list[int]:
+    """The `size` candidates around the middle one, count // 2."""
+    first = count // 2 - size // 2
+    return list(range(first, first + size))
+
+
+def make_design(settings: Mapping[str, Any], seed: int) -> Design:
+    """A design from the `design` group of an operator's settings.
+
+    Raises:
+        InputError: for an unknown setting or a value that no design takes.
+    """
+    used = {"initial", "exchange", "timeout"}
+    for key, known in (("policy", get_args(Policy)), ("belief", get_args(Belief))):
+        if settings.get(key, known[0]) not in known:
+            raise unknown_name(key, str(settings[key]), known)
+    named = {**settings, "seed": seed}
+    steps, high, low = (
+        named.pop(key, value) for key, value in (("steps", 12), ("sigma_max", 5.0), ("sigma_min", 0.05))
+    )
+    named["schedule"] = loguniform(int(steps), float(high), float(low))
+    if named.get("window") is not None:
+        named["window"] = tuple(float(value) for value in named["window"])
+    return construct(Design, named, used, "operator.design")
+
+
+def entropy_of_samples(samples: Float[Tensor, "samples *event"]) -> float:
+    """Mean over components of the Gaussian entropy `.5 log(2 pi e var)` of the samples, in nats."""
+    variance = samples.double().var(dim=0, unbiased=True).clamp_min(1e-30)
+    return float(0.5 * (math.log(2 * math.pi * math.e) + variance.log().mean()))
