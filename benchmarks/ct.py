@@ -29,7 +29,7 @@ CASES = {
     "30": ["operator=sparse_view", "operator.views=30"],
     "60": ["operator=sparse_view", "operator.views=60"],
     "60-noisy": ["operator=sparse_view", "operator.views=60", "operator.flux=1e5"],
-    "90deg": ["operator=limited_angle", "operator.stop=90", "sampler.sigma_max=0.07", "sampler.steps=24"],
+    "90deg": ["operator=limited_angle", "operator.stop=90"],
 }
 NAMES = ("FBP", "SIRT", "TV", "one sample", "posterior mean")
 GOALS = {"30": 33.5, "60": 36.0, "60-noisy": 35.0, "90deg": 24.0}

@@ -28,6 +28,8 @@ _EXPORTS = {
     "unknown_name": "invdiff.errors",
     "Measurement": "invdiff.measurement.measurement",
     "simulate": "invdiff.measurement.measurement",
+    "candidates_of": "invdiff.measurement.candidates",
+    "select": "invdiff.measurement.candidates",
     "GaussianNoise": "invdiff.measurement.noise",
     "UnknownGaussianNoise": "invdiff.measurement.noise",
     "LinearOperator": "invdiff.measurement.operator",
@@ -45,6 +47,7 @@ _EXPORTS = {
     "NetworkPrior": "invdiff.prior.network",
     "Prior": "invdiff.prior.prior",
     "PriorCard": "invdiff.prior.prior",
+    "SlicewisePrior": "invdiff.prior.slicewise",
     "TrainingData": "invdiff.prior.training",
     "Acquisition": "invdiff.sampler.design",
     "Design": "invdiff.sampler.design",
@@ -126,6 +129,7 @@ __all__ = [
     "RicianNoise",
     "RolloverSearch",
     "Saturation",
+    "SlicewisePrior",
     "Summary",
     "Tick",
     "TrainingData",
@@ -135,6 +139,7 @@ __all__ = [
     "acquire",
     "as_operator",
     "autoencoder_maps",
+    "candidates_of",
     "centre_block",
     "check_budget",
     "compose",
@@ -149,6 +154,7 @@ __all__ = [
     "sample",
     "sample_prior",
     "save_prior",
+    "select",
     "simulate",
     "solve",
     "teleported",
@@ -161,6 +167,7 @@ if TYPE_CHECKING:
     from invdiff.config import compose
     from invdiff.domain import Config, Domain, Estimates, Figure, Pending, Problem, Summary, Tick
     from invdiff.errors import InputError, unknown_name
+    from invdiff.measurement.candidates import candidates_of, select
     from invdiff.measurement.likelihoods import (
         LaplaceNoise,
         PoissonGaussianNoise,
@@ -179,6 +186,7 @@ if TYPE_CHECKING:
     from invdiff.prior.mixture import GaussianMixture
     from invdiff.prior.network import ChannelwisePrior, NetworkPrior
     from invdiff.prior.prior import Prior, PriorCard
+    from invdiff.prior.slicewise import SlicewisePrior
     from invdiff.prior.training import TrainingData
     from invdiff.registry import load as load_plugin
     from invdiff.sampler.design import (

@@ -7,6 +7,7 @@ Python target.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,8 @@ def _peek(group: str, name: str) -> dict[str, Any]:
 def complete(overrides: Sequence[str]) -> list[str]:
     """Fill the groups that were not chosen from those that were.
 
-    An operator says its domain; a domain says its default operator, prior and
-    sampler. Contradictions and unknown names are refused.
+    An operator says its domain and may say what it needs beside it; a domain says
+    its default operator, prior and sampler. Contradictions and unknown names are refused.
     """
     chosen: dict[str, str] = {}
     rest = []
@@ -77,6 +78,8 @@ def complete(overrides: Sequence[str]) -> list[str]:
             if chosen.get(key, value) != value:
                 raise InputError(f"{key} is given twice: {chosen[key]!r} and {value!r}")
             chosen[key] = value
+        elif key == "input.axes" and re.fullmatch(r"[a-z]+(,[a-z]+)+", value):
+            rest.append(f'{key}="{value}"')  # a comma is a choice to Hydra unless it is quoted
         else:
             rest.append(override)
     for group, name in chosen.items():
@@ -88,7 +91,11 @@ def complete(overrides: Sequence[str]) -> list[str]:
         if "operator" in chosen:
             chosen["domain"] = str(_peek("operator", chosen["operator"]).get("domain", "mri"))
     domain = _peek("domain", chosen["domain"])
-    for group, name in dict(domain.get("chooses", {})).items():
+    defaults = dict(domain.get("chooses", {}))
+    operator = chosen.get("operator", defaults.get("operator"))
+    if operator is not None and operator in choices("operator"):
+        defaults |= dict(_peek("operator", str(operator)).get("chooses", {}))
+    for group, name in defaults.items():
         chosen.setdefault(str(group), str(name))
     wanted = _peek("operator", chosen["operator"]).get("domain", chosen["domain"])
     if wanted != chosen["domain"]:

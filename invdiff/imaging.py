@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from invdiff.domain import Figure as ReportFigure
+    from invdiff.domain import Problem
+
 DPI = 110
 
 
@@ -75,9 +78,7 @@ def std_scale(config: Mapping[str, Any]) -> float:
 
 def canvas(columns: int, aspect: float = 1.0) -> tuple[Figure, list[Axes]]:
     """A row of panels for images of that height over width."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(2.6 * columns, 2.6 * aspect + 0.3), layout="constrained")
+    page = _page(2.6 * columns, 2.6 * aspect + 0.3)
     return page, list(np.atleast_1d(page.subplots(1, columns)).flat)
 
 
@@ -86,6 +87,42 @@ def show(axes: Axes, image: Float[np.ndarray, "y x"], title: str, top: float, co
     axes.imshow(image, cmap=colours, vmin=0, vmax=top, interpolation="nearest")
     axes.set_title(title, fontsize=10)
     axes.set_axis_off()
+
+
+def acquisition_figure(problem: Problem, folder: Path, what: str) -> ReportFigure:
+    """The order in which candidates were measured: one mark each, turn by turn upwards."""
+    from invdiff.domain import Figure as ReportFigure
+
+    acquisition = problem.acquisition
+    assert acquisition is not None
+    page = _page(8.0, 2.4)
+    axes = page.subplots()
+    for number, turn in enumerate(acquisition.turns):
+        axes.scatter(
+            turn.chosen,
+            [number] * len(turn.chosen),
+            c=["#1b1f24" if number == 0 else "#0969da"],
+            s=40,
+            marker="|",
+            linewidths=1.5,
+        )
+    axes.set_xlim(-1, acquisition.count)
+    axes.set_ylim(-0.6, len(acquisition.turns) - 0.4)
+    axes.set_xlabel(what, fontsize=9)
+    axes.set_ylabel("turn", fontsize=9)
+    axes.tick_params(labelsize=8)
+    path = save(page, folder / f"{problem.id}_acquisition.png")
+    caption = (
+        f"{len(acquisition.order)} of {acquisition.count} {what} measured, by policy {acquisition.policy}; "
+        "black: the start, which no policy chose."
+    )
+    return ReportFigure("What was measured, in order", path, caption)
+
+
+def _page(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def save(page: Figure, path: Path) -> Path:

@@ -7,25 +7,29 @@ where it is known (a truth, or `domain.shape`), else None.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from invdiff import (
+    Acquisition,
     Config,
     Estimates,
     Figure,
+    FileExchange,
     GaussianNoise,
     InputError,
     LinearOperator,
     Measurement,
     Noise,
     Operator,
+    Pending,
     Posterior,
     Prior,
     Problem,
@@ -33,9 +37,14 @@ from invdiff import (
     Tick,
     UnknownGaussianNoise,
     as_operator,
+    candidates_of,
+    check_budget,
     keyed_stream,
     load_plugin,
+    make_design,
+    select,
 )
+from invdiff.imaging import acquisition_figure
 
 
 class Identity(LinearOperator):
@@ -53,6 +62,34 @@ def identity(settings: Mapping[str, Any], shape: tuple[int, ...] | None) -> Oper
     operator = Identity()
     operator.event_shape = shape
     return operator
+
+
+class Pixels(Identity):
+    """`A = 1` with blocks of `side` x `side` pixels (all channels) as candidates: inpainting.
+
+    Raises:
+        InputError: for events without two image axes, or a block that does not divide them.
+    """
+
+    def __init__(self, shape: tuple[int, ...], side: int = 1) -> None:
+        if len(shape) < 2 or side < 1 or shape[-1] % side or shape[-2] % side:
+            raise InputError(
+                f"operator.block is {side} and the event shape {shape}; it must divide an image's sides"
+            )
+        self.event_shape, self.side = shape, side
+
+    def candidates(self) -> Int[Tensor, "*event"]:
+        """The block of every pixel, row by row."""
+        assert self.event_shape is not None
+        height, width = self.event_shape[-2:]
+        rows, columns = torch.arange(height) // self.side, torch.arange(width) // self.side
+        blocks = rows[:, None] * (width // self.side) + columns[None, :]
+        return blocks.expand(self.event_shape).clone()
+
+
+def pixels(settings: Mapping[str, Any], shape: tuple[int, ...] | None) -> Operator:
+    """Blocks of pixels to choose from; 64 x 64 where no shape is known."""
+    return Pixels(shape or (1, 64, 64), int(settings.get("block", 1)))
 
 
 def read_array(path: Path) -> Float[Tensor, "*shape"]:
@@ -110,7 +147,7 @@ class ArrayDomain:
                 noise = gaussian_noise(level, bool(config["noise"]["infer"]))
             measurement = Measurement(operator, noise, noise.sample(clean, keyed_stream(seed, 1)))
             source = "simulated from a truth with noise that is ours"
-            return [self._problem(measurement, tuple(truth.shape), truth, source)]
+            return [self._chosen(self._problem(measurement, tuple(truth.shape), truth, source), config)]
         y = read_array(Path(path))
         if noise is None:
             if sigma is None:
@@ -129,7 +166,54 @@ class ArrayDomain:
                 f"{Path(path).name} has {tuple(y.shape)}"
             )
         measurement = Measurement(operator, noise, y)
-        return [self._problem(measurement, tuple(event), None, "measured")]
+        return [self._chosen(self._problem(measurement, tuple(event), None, "measured"), config)]
+
+    def _chosen(self, problem: Problem, config: Config) -> Problem:
+        """The problem, or one whose measurements are still to be chosen where the operator has a budget."""
+        settings = config["operator"]
+        if settings.get("budget") is None:
+            return problem
+        measurement = problem.measurement
+        if not isinstance(measurement.noise, GaussianNoise):
+            raise InputError("choosing measurements needs Gaussian noise; use noise=auto or gaussian")
+        design = dict(settings.get("design") or {})
+        operator, budget = measurement.operator, int(settings["budget"])
+        count = int(candidates_of(operator).max()) + 1
+        given = design.get("initial")
+        size = min(max(2, round(0.04 * count)), budget) if given is None else int(given)
+        initial = [int((i + 0.5) * count / size) for i in range(size)] if size > 0 else []
+        check_budget(budget, initial, count)
+        y, instrument = measurement.y, None
+        if design.get("exchange") is not None:
+            instrument = _instrument(operator, y, design)
+        asked = y.clone() if instrument is None else torch.zeros_like(y)
+        groups = candidates_of(operator)
+
+        def source(chosen: Sequence[int]) -> Tensor:
+            if instrument is not None:
+                for one, row in zip(chosen, instrument.ask(chosen), strict=True):
+                    asked[groups == one] = torch.from_numpy(row).to(asked)
+            return asked
+
+        def part(order: Sequence[int]) -> Problem:
+            operator_of, data = select(operator, order, asked)
+            return replace(problem, measurement=Measurement(operator_of, measurement.noise, data))
+
+        def finish(acquisition: Acquisition) -> Problem:
+            if instrument is not None:
+                instrument.close()
+            return part(acquisition.order)
+
+        pending = Pending(
+            operator,
+            measurement.noise.sigma,
+            source,
+            initial,
+            budget,
+            make_design(design, int(config["seed"])),
+            finish,
+        )
+        return replace(part(initial), pending=pending)
 
     def _problem(
         self,
@@ -186,8 +270,9 @@ class ArrayDomain:
     ) -> list[Figure]:
         from matplotlib.figure import Figure as Canvas
 
+        chosen = [] if problem.acquisition is None else [acquisition_figure(problem, folder, "candidates")]
         if len(problem.shape) < 2:
-            return []
+            return chosen
         panels = {"mean": posterior.mean, "sample": posterior.samples[0], **baselines}
         if len(posterior.samples) > 1:
             panels["std"] = posterior.std
@@ -202,7 +287,17 @@ class ArrayDomain:
             axis.set_axis_off()
         path = folder / f"{problem.id}.png"
         page.savefig(path, dpi=110, metadata={"Software": None})
-        return [Figure("Result", path, "First channel; each panel on its own window.")]
+        return [Figure("Result", path, "First channel; each panel on its own window."), *chosen]
+
+
+def _instrument(operator: Operator, y: Tensor, design: Mapping[str, Any]) -> FileExchange:
+    """The instrument of an exchange folder; candidates must be of one size."""
+    sizes = torch.bincount(candidates_of(operator).flatten().clamp_min(0))
+    if int(sizes.min()) != int(sizes.max()):
+        raise InputError("an instrument answers candidates of one size only, and this operator's differ")
+    what = f"values of candidates, in the order of the data of shape {tuple(y.shape)}"
+    timeout = float(design.get("timeout") or 600.0)
+    return FileExchange(Path(str(design["exchange"])), what, (int(sizes[0]),), "float32", timeout)
 
 
 def bundled_truth(shape: tuple[int, ...], seed: int) -> Float[Tensor, "*shape"]:

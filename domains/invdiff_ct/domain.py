@@ -17,12 +17,14 @@ from invdiff import (
     Posterior,
     Prior,
     Problem,
+    SlicewisePrior,
     Summary,
     Tick,
     TrainingData,
 )
 from invdiff.imaging import coverage, std_scale, write_nifti, write_npz
 from invdiff_ct import formats, metrics
+from invdiff_ct.active import Views
 from invdiff_ct.baselines import TITLES, BaselineSettings, all_baselines
 from invdiff_ct.formats.options import ReadOptions
 from invdiff_ct.hu import Window
@@ -47,16 +49,40 @@ class CT:
         name = path.name.split(".")[0] or path.name if given.get("path") else "example"
         make = from_volume if isinstance(data, Volume) else from_projections
         items = make(data, config, name, std_scale(config))  # type: ignore[operator]
-        return [
-            Problem(
+
+        def problem(item: Item) -> Problem:
+            return Problem(
                 id=item.name,
                 measurement=item.prepared.measurement,
-                shape=(1, *item.prepared.field.shape),
+                shape=tuple(item.prepared.projector.event_shape),
                 context=(item, BaselineSettings(**config["domain"]["baselines"])),
                 notes=item.notes,
             )
-            for item in items
-        ]
+
+        operator = config["operator"]
+        if operator.get("budget") is None:
+            return [problem(item) for item in items]
+        if (operator["design"] or {}).get("exchange") and len(items) > 1:
+            raise InputError(
+                f"operator.design.exchange asks for the views of one slice and {len(items)} are chosen; "
+                "give input.slices="
+            )
+        chosen = []
+        for item in items:
+            complete = item.complete
+            assert complete is not None
+            views = Views.of(complete.data, operator, config["noise"], int(config["seed"]))
+            part = complete.part
+            chosen.append(
+                views.pending(
+                    complete.data,
+                    complete.projector,
+                    item.prepared.unit,
+                    complete.logarithm,
+                    lambda rows, kept, part=part: problem(part(rows, kept)),  # type: ignore[misc]
+                )
+            )
+        return chosen
 
     def training_data(self, settings: Mapping[str, Any]) -> TrainingData:
         """Slices for `invdiff train`: `root`, `hu_range`, `sources` (path, held_out patients)."""
@@ -75,16 +101,19 @@ class CT:
             raise InputError(
                 f"prior {card.name!r} has {card.channels} channels; a CT image has one, so choose another"
             )
-        if card.shape is not None and tuple(card.shape) != tuple(problem.shape[1:]):
+        if card.shape is not None and tuple(card.shape) != tuple(problem.shape[-2:]):
             raise InputError(
                 f"prior {card.name!r} was trained for images of {tuple(card.shape)} and this one is "
-                f"{tuple(problem.shape[1:])}; set operator.size= or choose a prior for any size"
+                f"{tuple(problem.shape[-2:])}; set operator.size= or choose a prior for any size"
             )
+        if len(problem.shape) == 4:
+            return SlicewisePrior(prior, problem.context[0].slice_batch)
         return prior
 
     def baselines(self, problem: Problem, tick: Tick) -> Estimates:
         item, settings = problem.context
-        return all_baselines(item.prepared.projector, item.prepared.lines, settings, tick)
+        prepared = item.prepared
+        return all_baselines(prepared.projector, prepared.lines, settings, tick, prepared.noisy)
 
     def summarise(self, problem: Problem, posterior: Posterior, baselines: Estimates) -> Summary:
         item: Item = problem.context[0]
@@ -96,8 +125,9 @@ class CT:
         estimates = {TITLES[name]: value for name, value in baselines.items()}
         estimates |= {"one sample": posterior.samples[0], "posterior mean": posterior.mean}
         inside, width = item.seen, item.prepared.window.width
+        compare = metrics.compare if item.reference.ndim == 2 else metrics.compare_volumes
         table = {
-            name: metrics.compare(item.reference, item.prepared.image(value), inside, width)
+            name: compare(item.reference, item.prepared.image(value), inside, width)
             for name, value in estimates.items()
         }
         if len(posterior.samples) > 1:
@@ -120,9 +150,13 @@ class CT:
             "std": std * np.float32(width),
             "samples": shown(samples),
         }
-        write_nifti(folder / "mean.nii.gz", images["mean"][None], item.affine)
-        write_nifti(folder / "std.nii.gz", images["std"][None], item.affine)
-        write_nifti(folder / "samples.nii.gz", images["samples"], item.affine)
+        side = mean.shape[-2:]
+        write_nifti(folder / "mean.nii.gz", images["mean"].reshape(-1, *side), item.affine)
+        write_nifti(folder / "std.nii.gz", images["std"].reshape(-1, *side), item.affine)
+        if mean.ndim == 2:
+            write_nifti(folder / "samples.nii.gz", images["samples"], item.affine)
+        for number, sample in enumerate(images["samples"] if mean.ndim == 3 else ()):
+            write_nifti(folder / f"sample_{number:02d}.nii.gz", sample, item.affine)
         classical = {name: shown(item.prepared.image(value)) for name, value in baselines.items()}
         geometry = item.prepared.projector.geometry
         write_npz(
@@ -137,6 +171,7 @@ class CT:
     def figures(
         self, problem: Problem, posterior: Posterior, baselines: Estimates, folder: Path
     ) -> list[Figure]:
-        from invdiff_ct.figures import draw_figures
+        from invdiff_ct.figures import draw_figures, draw_volume
 
-        return draw_figures(problem, posterior, baselines, folder)
+        draw = draw_figures if problem.context[0].mean_axes == 2 else draw_volume
+        return draw(problem, posterior, baselines, folder)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 
 from invdiff import Estimates, Figure, Posterior, Problem
-from invdiff.imaging import canvas, save, show
+from invdiff.imaging import acquisition_figure, canvas, save, show
 from invdiff_ct.baselines import TITLES
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Page
+
     from invdiff_ct.item import Item
 
 
@@ -72,4 +76,55 @@ def draw_figures(problem: Problem, posterior: Posterior, baselines: Estimates, f
     path = save(page, folder / f"{problem.id}_samples.png")
     caption = "Independent samples: where they differ, the scan does not decide."
     figures.append(Figure("Samples", path, caption))
+    if problem.acquisition is not None:
+        figures.append(acquisition_figure(problem, folder, "views"))
     return figures
+
+
+def three_planes(volume: Float[np.ndarray, "z y x"]) -> list[Float[np.ndarray, "rows columns"]]:
+    """Axial, coronal and sagittal planes through the middle; z runs up."""
+    z, y, x = (length // 2 for length in volume.shape)
+    return [volume[z], volume[::-1, y], volume[::-1, :, x]]
+
+
+def draw_volume(problem: Problem, posterior: Posterior, baselines: Estimates, folder: Path) -> list[Figure]:
+    """Three planes through the middle: every method, its error where the truth is known, the spread."""
+    item: Item = problem.context[0]
+    mean, std, _ = item.maps(posterior)
+    top, window = 0.65, item.prepared.window
+    span = f"{window.low:g} to {window.low + top * window.width:g} HU" if window else "0 to .65"
+    images = {TITLES[name]: item.prepared.image(value) for name, value in baselines.items()}
+    images["posterior mean"] = mean
+    if item.reference is not None:
+        images["reference"] = item.reference
+    figures = []
+    pages = [("planes", "Three planes", images, top, "gray", f"Planes through the middle; window {span}.")]
+    if item.reference is not None:
+        errors = {name: 5 * np.abs(image - item.reference) for name, image in images.items()}
+        del errors["reference"]
+        caption = "Absolute errors, times five, on the same window."
+        pages.append(("errors", "Errors in three planes", errors, top, "magma", caption))
+    if len(posterior.samples) > 1:
+        spread = max(float(np.percentile(std, 99.7)), 1e-12)
+        level = f"{spread * window.width:.0f} HU" if window else f"{spread:.3g}"
+        caption = f"Spread of the samples, 0 to {level}."
+        pages.append(("std", "Posterior std in three planes", {"std": std}, spread, "magma", caption))
+    for name, title, shown, limit, colours, caption in pages:
+        page = _grid(shown, limit, colours)
+        figures.append(Figure(title, save(page, folder / f"{problem.id}_{name}.png"), caption))
+    return figures
+
+
+def _grid(images: Mapping[str, Float[np.ndarray, "z y x"]], top: float, colours: str) -> Page:
+    """One column an image, three planes below each other."""
+    from matplotlib.figure import Figure as Page
+
+    shapes = [plane.shape for plane in three_planes(next(iter(images.values())))]
+    width = 2.3 * len(images)
+    heights = [rows / columns for rows, columns in shapes]
+    page = Page(figsize=(max(width, 2.6), 2.3 * sum(heights) + 0.4), layout="constrained")
+    axes = np.atleast_2d(page.subplots(3, len(images), squeeze=False, height_ratios=heights))
+    for column, (name, image) in enumerate(images.items()):
+        for row, plane in enumerate(three_planes(image)):
+            show(axes[row, column], plane, name if row == 0 else "", top, colours)
+    return page

@@ -1,7 +1,8 @@
-"""What a slice needs to be written and judged."""
+"""What a slice or a volume needs to be written and judged."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +11,29 @@ from jaxtyping import Bool, Float
 
 from invdiff import Posterior
 from invdiff_ct.prepare import Prepared
+from invdiff_ct.projector import Projector
+
+
+@dataclass(frozen=True)
+class Complete:
+    """A complete scan, of which views are chosen.
+
+    Attributes:
+        data: in the units of the input.
+        projector: line integrals in mm.
+        logarithm: from the units of the input to line integrals.
+        part: the item of some of the views of such data.
+    """
+
+    data: Float[np.ndarray, "view detector"]
+    projector: Projector
+    logarithm: Callable[[np.ndarray], np.ndarray]
+    part: Callable[[np.ndarray, list[int]], Item]
 
 
 @dataclass(frozen=True)
 class Item:
-    """One slice.
+    """One slice, or a volume of them.
 
     Attributes:
         name: file-system safe.
@@ -25,20 +44,33 @@ class Item:
         std_scale: factor on the std map (see configs/domain/ct.yaml).
         warnings: sentences that a reader must not miss.
         notes: for the report.
+        slice_batch: slices of a volume in one network call; None: by their size.
+        complete: the scan of which this holds some views, where they are to be chosen.
     """
 
     name: str
     prepared: Prepared
     seen: Bool[np.ndarray, "y x"]
     affine: Float[np.ndarray, "4 4"]
-    reference: Float[np.ndarray, "y x"] | None
+    reference: Float[np.ndarray, "*slice y x"] | None
     std_scale: float
     warnings: tuple[str, ...] = ()
     notes: dict[str, Any] = field(default_factory=dict)
+    slice_batch: int | None = None
+    complete: Complete | None = None
+
+    @property
+    def mean_axes(self) -> int:
+        """Axes of an image: 2 of a slice, 3 of a volume."""
+        return 2 if self.prepared.projector.slices is None else 3
 
     def maps(
         self, posterior: Posterior
-    ) -> tuple[Float[np.ndarray, "y x"], Float[np.ndarray, "y x"], Float[np.ndarray, "samples y x"]]:
+    ) -> tuple[
+        Float[np.ndarray, "*slice y x"],
+        Float[np.ndarray, "*slice y x"],
+        Float[np.ndarray, "samples *slice y x"],
+    ]:
         """Mean, (scaled) std and samples, in x."""
         samples = self.prepared.image(posterior.samples)
         mean = self.prepared.image(posterior.mean)

@@ -29,6 +29,27 @@ def body_mask(reference: Float[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
     return np.asarray(binary_fill_holes(parts == 1 + int(sizes.argmax())))
 
 
+def compare_volumes(
+    reference: Float[np.ndarray, "z y x"],
+    image: Float[np.ndarray, "z y x"],
+    inside: Bool[np.ndarray, "y x"],
+    width: float,
+) -> dict[str, float]:
+    """PSNR (dB) over the volume and, as the mean over planes with body in them, in all three directions.
+
+    A plane counts where more than a twentieth of it is body (-500 HU and above); SSIM is of axial planes.
+    """
+    v, w = np.clip(reference, 0, 1), np.clip(image, 0, 1)
+    row = {"psnr": psnr(v, w)}
+    for axis, name in enumerate(("axial", "coronal", "sagittal")):
+        planes = range(v.shape[axis])
+        body = [k for k in planes if (v.take(k, axis) > 0.25).mean() > 0.05] or list(planes)
+        row[f"psnr_{name}"] = float(np.mean([psnr(v.take(k, axis), w.take(k, axis)) for k in body]))
+    row["ssim"] = float(np.mean([ssim_map(a, b)[3:-3, 3:-3].mean() for a, b in zip(v, w, strict=True)]))
+    error = (w - v)[:, inside] * width
+    return {**row, "rmse_hu": float(np.sqrt((error**2).mean())), "bias_hu": float(error.mean())}
+
+
 def compare(
     reference: Float[np.ndarray, "y x"],
     image: Float[np.ndarray, "y x"],

@@ -29,8 +29,8 @@ FEW = 10  # counts below which a logarithm is far from Gaussian
 
 
 def logarithm(
-    counts: Float[np.ndarray, "view detector"], flux: float, background: float = 0.0
-) -> tuple[Float[np.ndarray, "view detector"], Float[np.ndarray, "view detector"], float]:
+    counts: Float[np.ndarray, "*rows detector"], flux: float, background: float = 0.0
+) -> tuple[Float[np.ndarray, "*rows detector"], Float[np.ndarray, "*rows detector"], float]:
     """Line integrals, their std, and the share of rays with fewer than ten counts.
 
     Raises:
@@ -45,13 +45,13 @@ def logarithm(
     return -np.log(net / flux), np.sqrt(np.maximum(counts, 1.0)) / net, few
 
 
-def sinogram_noise(sinogram: Float[np.ndarray, "view detector"]) -> float:
+def sinogram_noise(sinogram: Float[np.ndarray, "*rows detector"]) -> float:
     """Std of white noise by the median absolute second difference along the detector.
 
     An object whose second differences are as large as the noise adds to it.
     """
-    second = sinogram[:, 2:] - 2 * sinogram[:, 1:-1] + sinogram[:, :-2]
-    second = second[np.abs(sinogram[:, 1:-1]) > 1e-12]
+    second = sinogram[..., 2:] - 2 * sinogram[..., 1:-1] + sinogram[..., :-2]
+    second = second[np.abs(sinogram[..., 1:-1]) > 1e-12]
     if second.size == 0:
         raise InputError("the sinogram is zero everywhere; check the file")
     return float(1.4826 * np.median(np.abs(second)) / 6**0.5)
@@ -66,10 +66,10 @@ class Transmission(Operator):
     """
 
     def __init__(self, projector: Projector, mu: float) -> None:
-        self.projector, self.mu = projector.unweighted(), mu
+        self.projector, self.mu = projector, mu
         self.event_shape = projector.event_shape
 
-    def forward(self, x: Float[Tensor, "batch 1 y x"]) -> Float[Tensor, "batch view detector"]:
+    def forward(self, x: Float[Tensor, "batch *slice 1 y x"]) -> Float[Tensor, "batch *slice view detector"]:
         return torch.exp(-self.mu * self.projector(x))
 
     def data_size(self, y: Float[Tensor, "*data"]) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from invdiff import InputError, Operator
+from invdiff_ct.active import CandidateViews
 from invdiff_ct.projector import Projector
 from invdiff_ct.views import region_of_interest, simulated_geometry
 
@@ -23,3 +24,10 @@ def projections(settings: Mapping[str, Any], shape: tuple[int, ...] | None) -> O
     if settings.get("region_mm") is not None:
         geometry, _ = region_of_interest(geometry, float(settings["region_mm"]))
     return Projector(geometry, size, pixel).scaled()
+
+
+def views(settings: Mapping[str, Any], shape: tuple[int, ...] | None) -> Operator:
+    """All views as candidates, norm 1, for `invdiff check`, tests and the `array` domain."""
+    projector = projections(settings, shape)
+    assert isinstance(projector, Projector)
+    return CandidateViews(projector)

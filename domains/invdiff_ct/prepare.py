@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,15 +31,17 @@ class Prepared:
         unit: attenuation of x = 1, in 1/mm (1/detector spacing without lengths).
         field: pixels that are shown; zero outside.
         notes: for the report.
+        noisy: False for line integrals that are simulated without noise.
     """
 
     measurement: Measurement
     projector: Projector
-    lines: Float[Tensor, "view detector"]
+    lines: Float[Tensor, "*slice view detector"]
     window: Window | None
     unit: float
     field: Bool[np.ndarray, "y x"]
     notes: dict[str, Any] = field(default_factory=dict)
+    noisy: bool = True
 
     def image(self, x: Float[Tensor, "*batch 1 y x"]) -> Float[np.ndarray, "*batch y x"]:
         """x inside the field of view, air outside."""
@@ -69,7 +71,7 @@ def flux_of(noise: Mapping[str, Any], flux: float | None) -> float | None:
 
 
 def prepare(
-    data: Float[np.ndarray, "view detector"],
+    data: Float[np.ndarray, "*slice view detector"],
     kind: str,
     projector: Projector,
     *,
@@ -94,6 +96,7 @@ def prepare(
     """
     name = str(noise["name"])
     notes: dict[str, Any] = {}
+    projector = projector.stacked(len(data)) if data.ndim == 3 else projector
     background = float(noise.get("background") or 0.0)
     if name in COUNTING:
         if kind != "counts":
@@ -141,13 +144,14 @@ def prepare(
     notes["noise of a line integral, rms"] = f"{level:.3g} (of it {grid:.2g} for the pixel grid)"
     notes["sigma_y in prior units"] = float(f"{measurement.noise.variance() ** 0.5:.4g}")
     notes["norm of A"] = f"{1 / operator.scale:.5g}, divided out"
-    return _done(measurement, projector, lines, window, unit, field_of_view, notes)
+    done = _done(measurement, projector, lines, window, unit, field_of_view, notes)
+    return replace(done, noisy=kind == "counts" or not exact or sigma is not None)
 
 
 def _done(
     measurement: Measurement,
     projector: Projector,
-    lines: Float[np.ndarray, "view detector"],
+    lines: Float[np.ndarray, "*slice view detector"],
     window: Window | None,
     unit: float,
     field_of_view: Bool[np.ndarray, "y x"],

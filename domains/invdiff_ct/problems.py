@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +15,7 @@ from invdiff import Config, InputError
 from invdiff_ct.fbp import field_of_view, filtered_back_projection
 from invdiff_ct.geometry import Geometry
 from invdiff_ct.hu import Window
-from invdiff_ct.item import Item
+from invdiff_ct.item import Complete, Item
 from invdiff_ct.noise import FINER_DETAIL, SPLIT_PIXELS, logarithm
 from invdiff_ct.prepare import COUNTING, counting_noise, flux_of, prepare
 from invdiff_ct.projector import Projector
@@ -97,30 +100,46 @@ def from_volume(volume: Volume, config: Config, name: str, std_scale: float) -> 
     geometry = simulated_geometry(operator, size, pixel)
     if operator["region_mm"] is not None:
         geometry, _ = region_of_interest(geometry, float(operator["region_mm"]))
-    chosen = chosen_slices(config["input"].get("slices"), len(volume.hu))
+    given = config["input"].get("slices")
+    chosen = chosen_slices(":" if given is None and operator.get("volume") else given, len(volume.hu))
     truth_and_fine(np.zeros((side, side), dtype=np.float32), size)
     projector = Projector(geometry, size, pixel)
     circle, seen = field_of_view(None, size, pixel), field_of_view(geometry, size, pixel)
-    items = []
-    for index in chosen:
+    seed = int(config["seed"])
+    shift = (side - volume.hu.shape[1]) // 2, (side - volume.hu.shape[2]) // 2
+    warnings = ("The data are simulated from an image: geometry and noise are ours.",)
+
+    def simulated(index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+        """HU, truth, data of a slice and the kind of the data."""
         hu = squared(volume.hu[index])
         x = window.to_unit(hu) * field_of_view(None, side, fine_pixel)
         truth, fine = truth_and_fine(x, size)
-        truth = truth * circle
         data = simulated_lines(fine, side * fine_pixel, geometry)
-        kind = "counts" if flux is not None else "line_integral"
         if flux is not None:
             model = counting_noise(noise) if noise["name"] in COUNTING else None
-            data = simulated_counts(data, unit, flux, model, int(config["seed"]), index)
-        else:
-            data = unit * data
-            if noise.get("sigma") is not None:
-                random = np.random.default_rng([int(config["seed"]), index])
-                data = data + max(float(noise["sigma"]), 0.0) * random.standard_normal(data.shape)
+            counts = simulated_counts(data, unit, flux, model, seed, index)
+            return hu, (truth * circle).astype(np.float32), counts, "counts"
+        data = unit * data
+        if noise.get("sigma") is not None:
+            random = np.random.default_rng([seed, index])
+            data = data + max(float(noise["sigma"]), 0.0) * random.standard_normal(data.shape)
+        return hu, (truth * circle).astype(np.float32), data, "line_integral"
+
+    def item(
+        label: str,
+        index: int,
+        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, str]],
+        kept: list[int] | None = None,
+    ) -> Item:
+        hu, truth, data = (np.stack([part[k] for part in parts]) for k in range(3))  # type: ignore[misc]
+        alone = len(parts) == 1 and not operator.get("volume")
+        if kept is not None:
+            data = data[:, kept]
+        used = projector if kept is None else projector.subset(kept)
         prepared = prepare(
-            data,
-            kind,
-            projector,
+            data[0] if alone else data,
+            parts[0][3],
+            used,
             noise=noise,
             flux=flux,
             unit=unit,
@@ -131,7 +150,7 @@ def from_volume(volume: Volume, config: Config, name: str, std_scale: float) -> 
         )
         notes = {
             "data": "simulated from an image on a grid twice as fine or finer; geometry and noise are ours",
-            **_described(geometry, pixel, True),
+            **_described(used.geometry, pixel, True),
             **prepared.notes,
             **volume.notes,
             "clipped": f"{100 * window.clipped_share(hu):.2g} % of the pixels above {window.high:g} HU",
@@ -139,14 +158,49 @@ def from_volume(volume: Volume, config: Config, name: str, std_scale: float) -> 
         }
         if volume.pixel_mm is None and operator["pixel_mm"] is None:
             notes["pixel size"] = "not in the file: 1 mm assumed"
-        shift = (side - volume.hu.shape[1]) // 2, (side - volume.hu.shape[2]) // 2
+        if not alone:
+            notes["slices"] = f"{len(parts)} of {len(volume.hu)}"
         affine = slice_affine(volume.affine, index, shift, fine_pixel, side / size)
-        warnings = ("The data are simulated from an image: geometry and noise are ours.",)
-        label = f"{name}-{index:03d}" if len(volume.hu) > 1 else name
-        items.append(
-            Item(label, prepared, seen, affine, truth.astype(np.float32), std_scale, warnings, notes)
+        batch = operator.get("slice_batch")
+        return Item(
+            label,
+            prepared,
+            seen,
+            affine,
+            truth[0] if alone else truth,
+            std_scale,
+            warnings,
+            notes,
+            None if batch is None else int(batch),
         )
-    return items
+
+    if operator.get("volume"):
+        if len(chosen) < 2 or any(b - a != 1 for a, b in itertools.pairwise(chosen)):
+            raise InputError(
+                f"operator.volume=true needs two or more neighbouring slices and {len(chosen)} are chosen; "
+                "give input.slices=start:stop of a volume"
+            )
+        return [item(name, chosen[0], [simulated(index) for index in chosen])]
+
+    def slice_item(index: int) -> Item:
+        label = f"{name}-{index:03d}" if len(volume.hu) > 1 else name
+        hu, truth, data, kind = simulated(index)
+        if operator.get("budget") is None:
+            return item(label, index, [(hu, truth, data, kind)])
+
+        def part(fresh: np.ndarray, kept: list[int]) -> Item:
+            return item(label, index, [(hu, truth, fresh, kind)], kept)
+
+        return replace(part(data, [0]), complete=Complete(data, projector, to_lines(kind, flux), part))
+
+    return [slice_item(index) for index in chosen]
+
+
+def to_lines(kind: str, flux: float | None) -> Callable[[np.ndarray], np.ndarray]:
+    """From data of that kind to line integrals."""
+    if kind == "counts":
+        return lambda data: logarithm(data, flux or 0.0)[0]
+    return lambda data: data
 
 
 def _centred(scan: Projections, operator: Any) -> tuple[Geometry, str]:
@@ -190,11 +244,14 @@ def from_projections(scan: Projections, config: Config, name: str, std_scale: fl
         )
     projector = Projector(geometry, size, pixel)
     circle, seen = field_of_view(None, size, pixel), field_of_view(geometry, size, pixel)
-    items = []
-    for index in chosen_slices(config["input"].get("slices"), len(scan.sinogram)):
-        data = scan.sinogram[index][kept][:, columns]
+    many = len(scan.sinogram) > 1
+
+    def item(index: int, rows: np.ndarray, views: list[int]) -> Item:
+        """Of the kept views, those of these numbers; `rows` are of all kept views."""
+        data, label = rows[views], f"{name}-{index:03d}" if many else name
+        used = projector if len(views) == len(kept) else projector.subset(views)
         warnings = []
-        lines = logarithm(data, flux or 0.0)[0] if scan.kind == "counts" else data
+        lines = to_lines(scan.kind, flux)(data)
         edge = truncated(lines)
         if edge > EDGE and operator["region_mm"] is None:
             warnings.append(
@@ -203,14 +260,14 @@ def from_projections(scan: Projections, config: Config, name: str, std_scale: fl
         if window is not None:
             unit = window.attenuation(float(operator["mu_water"]))
         else:
-            image = filtered_back_projection(lines, geometry, size, pixel)
+            image = filtered_back_projection(lines, used.geometry, size, pixel)
             unit = float(np.percentile(image[seen], 99.5))
             if not unit > 0:
                 raise InputError(f"{name} reconstructs to nothing; check angles, centre and kind of the data")
         prepared = prepare(
             data,
             scan.kind,
-            projector,
+            used,
             noise=noise,
             flux=flux,
             unit=unit,
@@ -220,8 +277,8 @@ def from_projections(scan: Projections, config: Config, name: str, std_scale: fl
             grid_error=FINER_DETAIL,
         )
         notes = {
-            "data": f"measured; {len(kept)} of {len(whole.angles)} views used",
-            **_described(geometry, pixel, scan.calibrated),
+            "data": f"measured; {len(views)} of {len(whole.angles)} views used",
+            **_described(used.geometry, pixel, scan.calibrated),
             "rotation centre": f"detector {whole.centre:g}, {how}",
             **prepared.notes,
             **scan.notes,
@@ -231,6 +288,19 @@ def from_projections(scan: Projections, config: Config, name: str, std_scale: fl
                 f"{unit:.4g} per detector spacing is x = 1 (99.5th percentile of the FBP); no HU"
             )
         affine = slice_affine(None, 0, (0, 0), pixel, 1.0)
-        label = f"{name}-{index:03d}" if len(scan.sinogram) > 1 else name
-        items.append(Item(label, prepared, seen, affine, None, std_scale, tuple(warnings), notes))
+        return Item(label, prepared, seen, affine, None, std_scale, tuple(warnings), notes)
+
+    every = list(range(len(kept)))
+    items = []
+    for index in chosen_slices(config["input"].get("slices"), len(scan.sinogram)):
+        rows = scan.sinogram[index][kept][:, columns]
+        one = item(index, rows, every)
+        if operator.get("budget") is not None:
+            part = functools.partial(item, index)
+            one = replace(one, complete=Complete(rows, projector, to_lines(scan.kind, flux), part))
+        items.append(one)
+    if operator.get("volume"):
+        raise InputError(
+            "operator.volume=true couples slices of an image and this is a sinogram; leave it out"
+        )
     return items

@@ -13,7 +13,7 @@ rows, so adjointness is exact and many images are one product.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -123,8 +123,9 @@ class Projector(LinearOperator):
                 f"need a matrix of {entries:.1e} entries; use fewer views or a smaller operator.size"
             )
         self.geometry, self.size, self.pixel_mm = geometry, size, pixel_mm
-        self.event_shape = (1, size, size)
-        self.data_shape = (len(geometry.angles), geometry.detectors)
+        self.slices: int | None = None
+        self.event_shape: tuple[int, ...] = (1, size, size)
+        self.data_shape: tuple[int, ...] = (len(geometry.angles), geometry.detectors)
         columns, values, counts = zip(*_blocks(geometry, size, pixel_mm), strict=True)
         starts = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int32)
         if starts[-1] == 0:
@@ -153,11 +154,11 @@ class Projector(LinearOperator):
                 moved = (starts.to(like.device), columns.to(like.device), values.to(like))
                 self._moved[key] = moved
             starts, columns, values = self._moved[key]
-        rows, pixels = self.data_shape[0] * self.data_shape[1], self.size**2
+        rows, pixels = self.data_shape[-2] * self.data_shape[-1], self.size**2
         shape = (pixels, rows) if back else (rows, pixels)
         return torch.sparse_csr_tensor(starts, columns, values, size=shape, check_invariants=False)
 
-    def scaled(self, weights: Float[Tensor, "view detector"] | None = None) -> Projector:
+    def scaled(self, weights: Float[Tensor, "*slice view detector"] | None = None) -> Projector:
         """This projector with rows weighted and its norm brought to 1; the matrix is shared."""
         out = self.unweighted()
         out.weights = weights
@@ -174,6 +175,38 @@ class Projector(LinearOperator):
         out.weights, out.scale = None, 1.0
         return out
 
+    def subset(self, views: Sequence[int]) -> Projector:
+        """The same rays of some of the views, with the same weights and scale."""
+        from scipy.sparse import csr_matrix
+
+        starts, columns, values = (part.numpy() for part in self._parts[False])
+        count, detectors = self.data_shape[-2:]
+        matrix = csr_matrix((values, columns, starts), shape=(count * detectors, self.size**2))
+        rows = (np.asarray(views)[:, None] * detectors + np.arange(detectors)).ravel()
+        out = Projector.__new__(Projector)
+        out.__dict__.update(self.__dict__)
+        out.__dict__.pop("_norms", None)
+        kept = matrix[rows]
+        out._parts, out._moved = {False: _parts(kept), True: _parts(kept.T.tocsr())}, {}
+        out.geometry = self.geometry.views(np.asarray(views))
+        out.data_shape = (len(views), detectors)
+        out.weights = None if self.weights is None else self.weights[..., list(views), :]
+        return out
+
+    def stacked(self, slices: int) -> Projector:
+        """This projector on a stack: x [batch, slice, 1, y, x] to [batch, slice, view, detector]."""
+        out = self.unweighted()
+        out.slices = slices
+        out.event_shape, out.data_shape = (slices, 1, self.size, self.size), (slices, *self.data_shape[-2:])
+        return out
+
+    def single(self) -> Projector:
+        """The projector of one slice of a stack."""
+        out = self.unweighted()
+        out.slices = None
+        out.event_shape, out.data_shape = self.event_shape[-3:], self.data_shape[-2:]
+        return out
+
     def whiten(self, y: Float[Tensor, "*batch view detector"]) -> Float[Tensor, "*batch view detector"]:
         """Line integrals of x in mm, to the units of this operator's output."""
         return self._weighted(y)
@@ -181,18 +214,19 @@ class Projector(LinearOperator):
     def _weighted(self, y: Tensor) -> Tensor:
         return y * self.scale if self.weights is None else y * (self.weights * self.scale).to(y)
 
-    def forward(self, x: Float[Tensor, "batch 1 y x"]) -> Float[Tensor, "batch view detector"]:
-        y = _Product.apply(x.flatten(1), self, False)
+    def forward(self, x: Float[Tensor, "batch *slice 1 y x"]) -> Float[Tensor, "batch *slice view detector"]:
+        y = _Product.apply(x.reshape(-1, self.size**2), self, False)
         return self._weighted(y.reshape(-1, *self.data_shape))
 
-    def adjoint(self, y: Float[Tensor, "batch view detector"]) -> Float[Tensor, "batch 1 y x"]:
-        x = _Product.apply(self._weighted(y).flatten(1), self, True)
+    def adjoint(self, y: Float[Tensor, "batch *slice view detector"]) -> Float[Tensor, "batch *slice 1 y x"]:
+        rows = self.data_shape[-2] * self.data_shape[-1]
+        x = _Product.apply(self._weighted(y).reshape(-1, rows), self, True)
         return x.reshape(-1, *self.event_shape)
 
     def data_size(self, y: Float[Tensor, "*data"]) -> int:
         """Rays that meet the image and have a weight above zero."""
         starts = self._parts[False][0]
-        meets = (starts[1:] > starts[:-1]).reshape(self.data_shape)
+        meets = (starts[1:] > starts[:-1]).reshape(self.data_shape[-2:]).expand(self.data_shape)
         return int(meets.sum() if self.weights is None else (meets & (self.weights > 0)).sum())
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from invdiff import Estimates, Figure, Posterior, Problem
-from invdiff.imaging import canvas, save, show
+from invdiff.imaging import acquisition_figure, canvas, save, show
 
 if TYPE_CHECKING:
     from invdiff_mri.domain import Item
@@ -85,4 +85,6 @@ def draw_figures(problem: Problem, posterior: Posterior, baselines: Estimates, f
     path = save(page, folder / f"{problem.id}_samples.png")
     caption = "Independent samples: where they differ, the scan does not decide."
     figures.append(Figure("Samples", path, caption))
+    if problem.acquisition is not None:
+        figures.append(acquisition_figure(problem, folder, "phase-encode lines"))
     return figures

@@ -11,6 +11,7 @@ from invdiff.prior.prior import PriorCard
 from invdiff.registry import construct
 from invdiff.sampler import schedule as schedules
 from invdiff.sampler.daps import DAPS
+from invdiff.sampler.diffusion_mbir import DiffusionMBIR
 from invdiff.sampler.guidance.dps import DPS, LikelihoodGradient
 from invdiff.sampler.guidance.guidance import Guidance
 from invdiff.sampler.guidance.moment_matching import MomentMatching
@@ -132,6 +133,7 @@ proximal = guided(Proximal)
 moment_matching = guided(MomentMatching)
 stsl = guided(STSL)
 plug_and_play = levelled(PlugAndPlay)
+diffusion_mbir = levelled(DiffusionMBIR)
 split_langevin = levelled(SplitLangevin)
 split_gibbs = levelled(SplitGibbs)
 daps = levelled(DAPS)

@@ -9,6 +9,9 @@ Half-quadratic splitting with a denoiser that is told a falling noise level
 It is deterministic and returns one image: every particle gets the same, and
 its spread (zero) means nothing. `trust` above 1 weighs the data more than their
 noise warrants: what is measured is fitted early, the denoiser removes its noise.
+
+With `rho` above zero the slices of a stack are coupled by total variation along z in the same step (see
+`axial_tv`); its split and dual go from level to level.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import torch
 
 from invdiff.measurement.measurement import Measurement
 from invdiff.prior.prior import Prior
+from invdiff.sampler.axial_tv import AxialTV, require_stack
 from invdiff.sampler.guidance.guidance import Claim
 from invdiff.sampler.keys import ParticleNoise
 from invdiff.sampler.loop import Draws, Progress, require_finite
@@ -33,12 +37,15 @@ class PlugAndPlay:
     trust: weight of the data over what the noise level gives (1 by theory).
     momentum: extrapolation m, 0 for none.
     cg: CG steps of the data term, warm-started at the denoised image.
+    rho, tau: coupling of the slices of a stack; rho = 0 for none.
     """
 
     schedule: Schedule
     trust: float = 5.0
     momentum: float = 0.7
     cg: int = 6
+    rho: float = 0.0
+    tau: float = 0.005
     name: ClassVar[str] = "plug_and_play"
     claim: ClassVar[Claim] = "point"
 
@@ -67,16 +74,22 @@ class PlugAndPlay:
             direct=False,
         ).x
         z = x
+        coupling = AxialTV(self.rho, self.tau) if self.rho > 0 else None
+        if coupling is not None:
+            require_stack(shape, self.name)
+            state = coupling.begin(x)
+            norm2 = operator.norm(shape, noise.device, noise.dtype) ** 2
         for k, sigma in enumerate(self.schedule):
             denoised = prior.denoise(z, sigma)
-            fresh = measurement.proximal(
-                denoised,
-                weight * sigma**2,
-                data=data,
-                iterations=self.cg,
-                tolerance=1e-6,
-                direct=False,
-            ).x
+            gamma = weight * sigma**2
+            if coupling is not None:
+                fresh = coupling.sweep(
+                    measurement, denoised, gamma, state, data=data, norm2=norm2, iterations=self.cg
+                )
+            else:
+                fresh = measurement.proximal(
+                    denoised, gamma, data=data, iterations=self.cg, tolerance=1e-6, direct=False
+                ).x
             z = fresh + self.momentum * (fresh - x)
             x = fresh
             if progress is not None:

@@ -61,12 +61,15 @@ class SplitLangevin:
     momentum: m, in [0, 1).
     start_steps: network calls of the plug-and-play estimate that all samples start from;
         0 starts from least squares. The first rho must then cover the estimate's error.
+    start_trust: weight of the data in that estimate over what their noise gives; where they leave much open
+        (a limited angle), 1 lets the prior say more.
     iterations, tolerance: of the CG solve.
     """
 
     schedule: Schedule
     momentum: float = 0.0
     start_steps: int = 0
+    start_trust: float = 5.0
     iterations: int = 25
     tolerance: float = 1e-3
     start: Tensor | None = None
@@ -100,7 +103,7 @@ class SplitLangevin:
         norm2 = operator.norm(shape, device, dtype) ** 2 if self.momentum else 1.0
         if self.start_steps:
             levels = loguniform(self.start_steps, 0.3, 0.03)
-            estimate = PlugAndPlay(levels)(
+            estimate = PlugAndPlay(levels, trust=self.start_trust)(
                 prior, measurement, shape, ParticleNoise(0, [0], device=device, dtype=dtype)
             )
             return replace(self, start=estimate.x, norm2=norm2)

@@ -60,7 +60,7 @@ def read_nifti(path: Path, options: ReadOptions) -> Volume:
 
 
 def read_arrays(path: Path, arrays: Mapping[str, np.ndarray], options: ReadOptions) -> Volume:
-    """`hu` [y, x] or [slice, y, x], with `pixel_mm` and `size` where an npz has them."""
+    """`hu` [y, x] or [slice, y, x] (or as `input.axes` says), with `pixel_mm`, `spacing`, `size` if there."""
     key = next((name for name in ("hu", "image", "volume", "array") if name in arrays), None)
     if key is None:
         raise InputError(
@@ -73,10 +73,30 @@ def read_arrays(path: Path, arrays: Mapping[str, np.ndarray], options: ReadOptio
         raise InputError(
             f"{path.name} has shape {values.shape}; expected [y, x] or [slice, y, x] of 16 x 16 or more"
         )
-    hu, notes = checked_hu(in_hu(values if values.ndim == 3 else values[None], options), path.name)
     pixel = None
+    if options.axes is not None:
+        values, pixel = _arranged(values, arrays.get("spacing"), options.axes, path.name)
+    hu, notes = checked_hu(in_hu(values if values.ndim == 3 else values[None], options), path.name)
     if "pixel_mm" in arrays:
         sizes = np.unique(np.asarray(arrays["pixel_mm"], dtype=np.float64))
         pixel = float(sizes[0]) if len(sizes) == 1 else None
     size = int(arrays["size"]) if "size" in arrays else None
     return Volume(hu, pixel, size=size, notes=notes)
+
+
+def _arranged(
+    values: np.ndarray, steps: np.ndarray | None, axes: str, name: str
+) -> tuple[np.ndarray, float | None]:
+    """The array as [slice, y, x] from axes such as "x,y,z", and the in-plane spacing of `spacing`."""
+    named = [part.strip() for part in axes.split(",")]
+    if sorted(named) != ["x", "y", "z"] or values.ndim != 3:
+        raise InputError(
+            f"input.axes is {axes!r} for an array of shape {values.shape}; expected the letters x, y and z "
+            "in the order of its three axes"
+        )
+    order = [named.index(letter) for letter in "zyx"]
+    pixel = None
+    if steps is not None and np.size(steps) == 3:
+        _, y_mm, x_mm = (float(np.ravel(steps)[k]) for k in order)
+        pixel = spacing(y_mm, x_mm, name)
+    return np.ascontiguousarray(values.transpose(order)), pixel
