@@ -49,11 +49,11 @@ def ssim_map(
 
 
 def coverage(
-    reference: Float[np.ndarray, "y x"],
-    mean: Float[np.ndarray, "y x"],
-    std: Float[np.ndarray, "y x"],
-    mask: Bool[np.ndarray, "y x"],
-    reference_noise: Float[np.ndarray, "y x"] | float = 0.0,
+    reference: Float[np.ndarray, "*shape"],
+    mean: Float[np.ndarray, "*shape"],
+    std: Float[np.ndarray, "*shape"],
+    mask: Bool[np.ndarray, "*shape"],
+    reference_noise: Float[np.ndarray, "*shape"] | float = 0.0,
 ) -> dict[str, float]:
     """Share of the mask's pixels within 1 and 2 std of the mean (nominal .683 and .954).
 

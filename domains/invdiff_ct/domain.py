@@ -130,9 +130,9 @@ class CT:
             name: compare(item.reference, item.prepared.image(value), inside, width)
             for name, value in estimates.items()
         }
-        if len(posterior.samples) > 1:
+        mean, std, samples = item.maps(posterior)
+        if float(std.max()) > 0:
             body = inside & metrics.body_mask(item.reference)
-            mean, std, samples = item.maps(posterior)
             widened = std * np.sqrt(1 + 1 / len(samples))
             facts.update(coverage(item.reference, mean, widened, body))
             error = np.abs(item.reference - mean)[body]

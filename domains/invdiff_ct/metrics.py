@@ -20,7 +20,7 @@ CONVENTION = (
 )
 
 
-def body_mask(reference: Float[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
+def body_mask(reference: Float[np.ndarray, "*slice y x"]) -> Bool[np.ndarray, "*slice y x"]:
     """The largest connected part above -500 HU, holes (lungs) filled."""
     parts, count = label(reference > 0.25)
     if count == 0:

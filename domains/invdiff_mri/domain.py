@@ -246,7 +246,7 @@ class MRI:
                 "has no noise floor)"
             )
         _, std, samples = magnitudes(item, posterior)
-        if len(samples) > 1:
+        if float(std.max()) > 0:
             inside = metrics.object_mask(reference)
             mean = item.comparable(posterior.mean[None])[0]
             widened = std * np.sqrt(1 + 1 / len(samples))

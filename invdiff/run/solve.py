@@ -146,7 +146,7 @@ def plan(config: Mapping[str, Any]) -> Job:
     except ModuleNotFoundError as error:
         raise missing_extra(error) from None
     for problem in problems:
-        require_supported(sampler, problem.measurement)
+        require_supported(sampler, problem.measurement, problem.shape)
     unknown = any(isinstance(p.measurement.noise, UnknownGaussianNoise) for p in problems)
     if unknown and (sampler.name != "split_langevin" or int(config["run"]["batch"]) != 1):
         raise InputError(
@@ -156,7 +156,8 @@ def plan(config: Mapping[str, Any]) -> Job:
     priors = [domain.adapt_prior(prior, problem) for problem in problems]
     for adapted, problem in zip(priors, problems, strict=True):
         check_prior(adapted, problem)
-        check_scale(adapted, problem)
+        if problem.pending is None or bool(problem.measurement.y.any()):  # else nothing is measured yet
+            check_scale(adapted, problem)
     return Job(config, domain, problems, priors, sampler, belief_sampler(config, prior.card), device)
 
 

@@ -94,16 +94,3 @@ class AxialTV:
         state.split = raised.sign() * (raised.abs() - self.tau).clamp_min(0)
         state.dual = raised - state.split
         return x
-
-
-def require_stack(shape: tuple[int, ...], sampler: str) -> None:
-    """Refuse events that are no stack [z, channel, y, x] of two slices or more.
-
-    Raises:
-        InputError: saying what was found.
-    """
-    if len(shape) != 4 or shape[0] < 2:
-        raise InputError(
-            f"sampler {sampler!r} couples the slices of a volume and this item has shape {shape}; "
-            "use operator.volume=true with two slices or more, or another sampler"
-        )

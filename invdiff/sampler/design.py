@@ -287,7 +287,7 @@ class Acquisition:
             "policy": self.policy,
             "measured": f"{len(self.order)} of {self.count} candidates, {len(self.turns[0].chosen)} to begin",
         }
-        if chosen and chosen[0].sigma is not None:
+        if chosen and chosen[0].scores:
             out["turns"] = len(chosen)
             out["seconds per decision"] = float(np.median([turn.seconds for turn in chosen]))
             raised = sum(turn.raised for turn in chosen)

@@ -25,7 +25,7 @@ from torch import Tensor
 from invdiff.errors import InputError
 from invdiff.measurement.measurement import Measurement
 from invdiff.prior.prior import Prior
-from invdiff.sampler.axial_tv import AxialTV, require_stack
+from invdiff.sampler.axial_tv import AxialTV
 from invdiff.sampler.guidance.guidance import Claim, Guided
 from invdiff.sampler.integrator import ExponentialMultistep
 from invdiff.sampler.keys import ParticleNoise
@@ -56,6 +56,7 @@ class DiffusionMBIR:
     coupling: AxialTV = field(init=False)
     name: ClassVar[str] = "diffusion_mbir"
     claim: ClassVar[Claim] = "heuristic"
+    needs_stack: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.cg < 1 or not 0 <= self.eta <= 1 or (self.gamma is not None and not self.gamma > 0):
@@ -75,7 +76,6 @@ class DiffusionMBIR:
         noise: ParticleNoise,
         progress: Progress | None = None,
     ) -> Draws:
-        require_stack(shape, self.name)
         operator = measurement.linear(self.name)
         variance = measurement.gaussian(self.name).variance()
         data = operator.adjoint(measurement.y.to(noise.device, noise.dtype)[None])

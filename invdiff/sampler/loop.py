@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from invdiff.errors import InputError
 from invdiff.measurement.measurement import Measurement
 from invdiff.prior.prior import Prior, PriorCard
 from invdiff.sampler.feynman_kac import FilterStatistics
@@ -193,8 +194,10 @@ def needs_gaussian(method: object) -> bool:
     return bool(getattr(method, "needs_gaussian", True))
 
 
-def require_supported(sampler: Sampler, measurement: Measurement) -> None:
-    """Refuse an operator or a noise that the sampler does not take.
+def require_supported(
+    sampler: Sampler, measurement: Measurement, shape: tuple[int, ...] | None = None
+) -> None:
+    """Refuse an operator, a noise or an event shape that the sampler does not take.
 
     Raises:
         InputError: in one sentence, with what to use instead.
@@ -203,6 +206,11 @@ def require_supported(sampler: Sampler, measurement: Measurement) -> None:
         measurement.linear(sampler.name)
     if needs_gaussian(sampler):
         measurement.gaussian(sampler.name)
+    if shape is not None and getattr(sampler, "needs_stack", False) and (len(shape) != 4 or shape[0] < 2):
+        raise InputError(
+            f"sampler {sampler.name!r} couples the slices of a volume and this item has shape {shape}; "
+            "use operator.volume=true with two slices or more, or another sampler"
+        )
 
 
 def whole_groups(batch: int, sampler: Sampler) -> int:
@@ -224,7 +232,7 @@ def prepared(
     Raises:
         InputError: for an operator or a noise that it does not take.
     """
-    require_supported(sampler, measurement)
+    require_supported(sampler, measurement, shape)
     prepare = getattr(sampler, "prepare", None)
     if prepare is None:
         return sampler

@@ -23,7 +23,7 @@ import torch
 
 from invdiff.measurement.measurement import Measurement
 from invdiff.prior.prior import Prior
-from invdiff.sampler.axial_tv import AxialTV, require_stack
+from invdiff.sampler.axial_tv import AxialTV
 from invdiff.sampler.guidance.guidance import Claim
 from invdiff.sampler.keys import ParticleNoise
 from invdiff.sampler.loop import Draws, Progress, require_finite
@@ -48,6 +48,11 @@ class PlugAndPlay:
     tau: float = 0.005
     name: ClassVar[str] = "plug_and_play"
     claim: ClassVar[Claim] = "point"
+
+    @property
+    def needs_stack(self) -> bool:
+        """Whether it refuses events that are no stack of slices."""
+        return self.rho > 0
 
     @property
     def steps(self) -> int:
@@ -76,7 +81,6 @@ class PlugAndPlay:
         z = x
         coupling = AxialTV(self.rho, self.tau) if self.rho > 0 else None
         if coupling is not None:
-            require_stack(shape, self.name)
             state = coupling.begin(x)
             norm2 = operator.norm(shape, noise.device, noise.dtype) ** 2
         for k, sigma in enumerate(self.schedule):

@@ -69,13 +69,13 @@ def read_arrays(path: Path, arrays: Mapping[str, np.ndarray], options: ReadOptio
     values = arrays[key]
     if np.iscomplexobj(values) or values.dtype.kind not in "iufb":
         raise InputError(f"{path.name} holds {values.dtype} values; expected real numbers in HU")
+    pixel = None
+    if options.axes is not None:
+        values, pixel = _arranged(values, arrays.get("spacing"), options.axes, path.name)
     if values.ndim not in (2, 3) or min(values.shape[-2:]) < 16:
         raise InputError(
             f"{path.name} has shape {values.shape}; expected [y, x] or [slice, y, x] of 16 x 16 or more"
         )
-    pixel = None
-    if options.axes is not None:
-        values, pixel = _arranged(values, arrays.get("spacing"), options.axes, path.name)
     hu, notes = checked_hu(in_hu(values if values.ndim == 3 else values[None], options), path.name)
     if "pixel_mm" in arrays:
         sizes = np.unique(np.asarray(arrays["pixel_mm"], dtype=np.float64))
