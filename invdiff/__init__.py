@@ -35,6 +35,7 @@ _EXPORTS = {
     "LinearOperator": "invdiff.measurement.operator",
     "MatrixOperator": "invdiff.measurement.operator",
     "Operator": "invdiff.measurement.operator",
+    "StackedOperator": "invdiff.measurement.stack",
     "as_operator": "invdiff.measurement.operator",
     "Posterior": "invdiff.posterior",
     "load_plugin": "invdiff.registry",
@@ -130,6 +131,7 @@ __all__ = [
     "RolloverSearch",
     "Saturation",
     "SlicewisePrior",
+    "StackedOperator",
     "Summary",
     "Tick",
     "TrainingData",
@@ -179,6 +181,7 @@ if TYPE_CHECKING:
     from invdiff.measurement.noise import GaussianNoise, Noise, UnknownGaussianNoise
     from invdiff.measurement.nonlinear import Magnitude, PhaseRetrieval, Saturation
     from invdiff.measurement.operator import Composed, LinearOperator, MatrixOperator, Operator, as_operator
+    from invdiff.measurement.stack import StackedOperator
     from invdiff.posterior import Posterior
     from invdiff.prior.checkpoint import load_safetensors, save_prior, wrap_deepinv
     from invdiff.prior.compose import Composition

@@ -29,6 +29,22 @@ def psnr(
     return float(10 * np.log10(peak**2 / max(error, 1e-20 * peak**2)))
 
 
+def plane_psnr(
+    reference: Float[np.ndarray, "z y x"],
+    image: Float[np.ndarray, "z y x"],
+    inside: Bool[np.ndarray, "z y x"],
+    peak: float = 1.0,
+) -> dict[str, float]:
+    """PSNR by direction: the mean over planes of which more than a twentieth is `inside`."""
+    row = {}
+    for axis, name in enumerate(("axial", "coronal", "sagittal")):
+        planes = range(reference.shape[axis])
+        kept = [k for k in planes if inside.take(k, axis).mean() > 0.05] or list(planes)
+        each = [psnr(reference.take(k, axis), image.take(k, axis), peak) for k in kept]
+        row[f"psnr_{name}"] = float(np.mean(each))
+    return row
+
+
 def ssim_map(
     reference: Float[np.ndarray, "y x"], image: Float[np.ndarray, "y x"], peak: float = 1.0
 ) -> Float[np.ndarray, "y x"]:
@@ -87,6 +103,26 @@ def show(axes: Axes, image: Float[np.ndarray, "y x"], title: str, top: float, co
     axes.imshow(image, cmap=colours, vmin=0, vmax=top, interpolation="nearest")
     axes.set_title(title, fontsize=10)
     axes.set_axis_off()
+
+
+def three_planes(volume: Float[np.ndarray, "z y x"]) -> list[Float[np.ndarray, "rows columns"]]:
+    """Axial, coronal and sagittal planes through the middle; z runs up."""
+    z, y, x = (length // 2 for length in volume.shape)
+    return [volume[z], volume[::-1, y], volume[::-1, :, x]]
+
+
+def planes_figure(
+    images: Mapping[str, Float[np.ndarray, "z y x"]], top: float, colours: str = "gray"
+) -> Figure:
+    """One column an image, its three planes below each other, on the window [0, top]."""
+    shapes = [plane.shape for plane in three_planes(next(iter(images.values())))]
+    heights = [rows / columns for rows, columns in shapes]
+    page = _page(max(2.3 * len(images), 2.6), 2.3 * sum(heights) + 0.4)
+    axes = np.atleast_2d(page.subplots(3, len(images), squeeze=False, height_ratios=heights))
+    for column, (name, image) in enumerate(images.items()):
+        for row, plane in enumerate(three_planes(image)):
+            show(axes[row, column], plane, name if row == 0 else "", top, colours)
+    return page
 
 
 def acquisition_figure(problem: Problem, folder: Path, what: str) -> ReportFigure:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
 
 from invdiff import Estimates, Figure, Posterior, Problem
-from invdiff.imaging import acquisition_figure, canvas, save, show
+from invdiff.imaging import acquisition_figure, canvas, planes_figure, save, show
 from invdiff_ct.baselines import TITLES
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Page
-
     from invdiff_ct.item import Item
 
 
@@ -81,12 +77,6 @@ def draw_figures(problem: Problem, posterior: Posterior, baselines: Estimates, f
     return figures
 
 
-def three_planes(volume: Float[np.ndarray, "z y x"]) -> list[Float[np.ndarray, "rows columns"]]:
-    """Axial, coronal and sagittal planes through the middle; z runs up."""
-    z, y, x = (length // 2 for length in volume.shape)
-    return [volume[z], volume[::-1, y], volume[::-1, :, x]]
-
-
 def draw_volume(problem: Problem, posterior: Posterior, baselines: Estimates, folder: Path) -> list[Figure]:
     """Three planes through the middle: every method, its error where the truth is known, the spread."""
     item: Item = problem.context[0]
@@ -110,21 +100,6 @@ def draw_volume(problem: Problem, posterior: Posterior, baselines: Estimates, fo
         caption = f"Spread of the samples, 0 to {level}."
         pages.append(("std", "Posterior std in three planes", {"std": std}, spread, "magma", caption))
     for name, title, shown, limit, colours, caption in pages:
-        page = _grid(shown, limit, colours)
+        page = planes_figure(shown, limit, colours)
         figures.append(Figure(title, save(page, folder / f"{problem.id}_{name}.png"), caption))
     return figures
-
-
-def _grid(images: Mapping[str, Float[np.ndarray, "z y x"]], top: float, colours: str) -> Page:
-    """One column an image, three planes below each other."""
-    from matplotlib.figure import Figure as Page
-
-    shapes = [plane.shape for plane in three_planes(next(iter(images.values())))]
-    width = 2.3 * len(images)
-    heights = [rows / columns for rows, columns in shapes]
-    page = Page(figsize=(max(width, 2.6), 2.3 * sum(heights) + 0.4), layout="constrained")
-    axes = np.atleast_2d(page.subplots(3, len(images), squeeze=False, height_ratios=heights))
-    for column, (name, image) in enumerate(images.items()):
-        for row, plane in enumerate(three_planes(image)):
-            show(axes[row, column], plane, name if row == 0 else "", top, colours)
-    return page

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.ndimage import binary_fill_holes, label
 
-from invdiff.imaging import psnr, ssim_map
+from invdiff.imaging import plane_psnr, psnr, ssim_map
 
 CONVENTION = (
     "hu_window: clipped to the HU window, range = its width, SSIM 7x7 uniform; psnr and ssim over the "
@@ -40,11 +40,7 @@ def compare_volumes(
     A plane counts where more than a twentieth of it is body (-500 HU and above); SSIM is of axial planes.
     """
     v, w = np.clip(reference, 0, 1), np.clip(image, 0, 1)
-    row = {"psnr": psnr(v, w)}
-    for axis, name in enumerate(("axial", "coronal", "sagittal")):
-        planes = range(v.shape[axis])
-        body = [k for k in planes if (v.take(k, axis) > 0.25).mean() > 0.05] or list(planes)
-        row[f"psnr_{name}"] = float(np.mean([psnr(v.take(k, axis), w.take(k, axis)) for k in body]))
+    row = {"psnr": psnr(v, w), **plane_psnr(v, w, v > 0.25)}
     row["ssim"] = float(np.mean([ssim_map(a, b)[3:-3, 3:-3].mean() for a, b in zip(v, w, strict=True)]))
     error = (w - v)[:, inside] * width
     return {**row, "rmse_hu": float(np.sqrt((error**2).mean())), "bias_hu": float(error.mean())}

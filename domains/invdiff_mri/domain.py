@@ -22,12 +22,13 @@ from invdiff import (
     Posterior,
     Prior,
     Problem,
+    SlicewisePrior,
     Summary,
     Tick,
     TrainingData,
 )
 from invdiff.imaging import coverage, psnr, std_scale, write_nifti, write_npz
-from invdiff_mri import formats, metrics
+from invdiff_mri import formats, metrics, volume
 from invdiff_mri.active import Lines, known_noise, whole
 from invdiff_mri.baselines import BaselineSettings, all_baselines
 from invdiff_mri.formats.images import SimulateOptions
@@ -106,7 +107,9 @@ class MRI:
             coils = 1 if operator["single_coil"] else int(simulate["coils"])
             scan = read_image_scan(
                 path,
-                SimulateOptions(coils, float(simulate["sigma"]), slices, int(config["seed"])),
+                SimulateOptions(
+                    coils, float(simulate["sigma"]), slices, int(config["seed"]), bool(operator.get("volume"))
+                ),
             )
             slices = None
         else:
@@ -172,6 +175,12 @@ class MRI:
                 notes=notes,
             )
 
+        if operator.get("volume"):
+            if active:
+                raise InputError("lines are chosen for one slice at a time; leave out operator.volume")
+            batch = operator.get("slice_batch")
+            every = [problem(index, scan.kspace[index], mask) for index in chosen]
+            return [volume.stacked(every, name, None if batch is None else int(batch))]
         if not active:
             return [problem(index, scan.kspace[index], mask) for index in chosen]
         lines = Lines.of(scan, mask, operator, int(config["seed"]), espirit=maps is None and not ones)
@@ -198,24 +207,30 @@ class MRI:
 
     def adapt_prior(self, prior: Prior, problem: Problem) -> Prior:
         card = prior.card
-        if card.shape is not None and tuple(card.shape) != tuple(problem.shape[1:]):
+        if card.shape is not None and tuple(card.shape) != tuple(problem.shape[-2:]):
             raise InputError(
                 f"prior {card.name!r} was trained for images of {tuple(card.shape)} and this scan is "
-                f"{tuple(problem.shape[1:])}; crop the scan or choose a prior for any size"
+                f"{tuple(problem.shape[-2:])}; crop the scan or choose a prior for any size"
             )
-        if card.channels == 1 and isinstance(prior, NetworkPrior):
-            return ChannelwisePrior(prior)
-        if card.channels not in (None, 2):
+        if card.channels not in (None, 1, 2) or (card.channels == 1 and not isinstance(prior, NetworkPrior)):
             raise InputError(
                 f"prior {card.name!r} has {card.channels} channels; an MR image needs 2 (real and "
                 "imaginary), or 1 that is used for both"
             )
-        return prior
+        both = ChannelwisePrior(prior) if isinstance(prior, NetworkPrior) and card.channels == 1 else prior
+        stack = problem.context[0]
+        return SlicewisePrior(both, stack.slice_batch) if isinstance(stack, volume.Stack) else both
 
     def baselines(self, problem: Problem, tick: Tick) -> Estimates:
-        return all_baselines(problem.measurement, problem.context[1], tick)
+        item, settings = problem.context
+        if isinstance(item, volume.Stack):
+            return volume.baselines(item, settings)
+        return all_baselines(problem.measurement, settings, tick)
 
     def summarise(self, problem: Problem, posterior: Posterior, baselines: Estimates) -> Summary:
+        if isinstance(problem.context[0], volume.Stack):
+            named = {TITLES.get(name, name): value for name, value in baselines.items()}
+            return volume.summarise(problem.context[0], posterior, named)
         item: Item = problem.context[0]
         reference = item.reference
         facts: dict[str, Any] = {}
@@ -260,6 +275,8 @@ class MRI:
         return Summary(table, facts, convention, tuple(warnings))
 
     def write(self, problem: Problem, posterior: Posterior, baselines: Estimates, folder: Path) -> None:
+        if isinstance(problem.context[0], volume.Stack):
+            return volume.write(problem.context[0], posterior, baselines, folder)
         item: Item = problem.context[0]
         mean, std, samples = magnitudes(item, posterior)
         complex_mean = item.image(posterior.mean[None])[0]
@@ -284,6 +301,8 @@ class MRI:
     def figures(
         self, problem: Problem, posterior: Posterior, baselines: Estimates, folder: Path
     ) -> list[Figure]:
+        if isinstance(problem.context[0], volume.Stack):
+            return volume.figures(problem, posterior, baselines, TITLES, folder)
         from invdiff_mri.figures import draw_figures
 
         return draw_figures(problem, posterior, baselines, folder)

@@ -28,12 +28,14 @@ class SimulateOptions:
     sigma: noise per real component and coil, over the 99.5th percentile of the image.
     slices: which slices of a volume (start, stop, step as in Python), None for the middle one.
     seed: of phase and noise.
+    one_phase: the same phase in every slice, as in a volume, where it goes smoothly from slice to slice.
     """
 
     coils: int = 8
     sigma: float = 0.01
     slices: tuple[int | None, int | None, int | None] | None = None
     seed: int = 0
+    one_phase: bool = False
 
 
 def read_image(path: Path) -> tuple[Float[np.ndarray, "slice y x"], np.ndarray | None]:
@@ -119,7 +121,8 @@ def read(path: Path, options: SimulateOptions) -> Scan:
         side = max(height, width)
         square = torch.zeros(1, 1, side, side)
         square[0, 0, :height, :width] = image
-        phase = random_phase(square, generator)[0, 0, :height, :width]
+        smooth = keyed_stream(options.seed, 0) if options.one_phase else generator
+        phase = random_phase(square, smooth)[0, 0, :height, :width]
         clean = to_kspace(maps * image * torch.exp(1j * phase))
         noise = torch.randn((*clean.shape, 2), generator=generator)
         kspace.append(clean + options.sigma * torch.view_as_complex(noise))
