@@ -3,6 +3,7 @@
     python benchmarks/volumes.py table DATA            a real CT volume of 3 mm voxels at 8, 16 and 30 views
     python benchmarks/volumes.py tune DATA             rho and tau, on a held-out training head at 2 mm
     python benchmarks/volumes.py anatomy DATA          the chest prior on chest slices and on this pelvis
+    python benchmarks/volumes.py heads DATA            24 MR slices of a test subject, simulated scans
 
 DATA is the folder of the shared data. Projections are simulated on a grid twice as fine. No training
 volume of CT exists there: `tune` takes a volume of MR slices, with grey values as if they were HU.
@@ -106,9 +107,42 @@ def anatomy(data: Path, extra: list[str]) -> None:
             print(f"| {name} | {tv:.2f} | {mean:.2f} | {mean - tv:+.2f} |", flush=True)
 
 
+def heads(data: Path, extra: list[str]) -> None:
+    """MR: the coupling's gain over slices by themselves, where the phase is the same in all of them."""
+    import nibabel
+    from mri import solve as solve_mri
+
+    with np.load(data / "mri_test/brain128_nichart_test.npz") as file:
+        images = file["images"][(file["subject"] == file["subject"][0]) & (file["contrast"] == 0)]
+    middle = len(images) // 2
+    volume = np.moveaxis(images[middle - 12 : middle + 12], 0, 2).astype(np.float32)
+    print("| acquisition | TV | slice by slice | coupled along z | by direction |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "head.nii.gz"
+        nibabel.save(nibabel.Nifti1Image(volume, np.diag([2.0, 2.0, 2.0, 1.0])), path)
+        for coils in ("single", "multi"):
+            common = [
+                "domain=mri",
+                "sampler=volume",
+                f"input.path={path}",
+                "input.slices=0:24",
+                "operator.volume=true",
+                f"operator.single_coil={str(coils == 'single').lower()}",
+                "samples=1",
+            ]
+            rows = []
+            for rho in ("0", "0.003"):
+                item = next(iter(solve_mri([*common, f"sampler.rho={rho}", *extra])["metrics"].values()))
+                rows.append(item["table"])
+            slices_of, whole = rows[0]["one sample"], rows[1]["one sample"]
+            parts = [f"{whole[key] - slices_of[key]:+.2f}" for key in PLANES[1:4]]
+            cells = [f"{row['psnr']:.2f}" for row in (rows[0]["TV"], slices_of, whole)]
+            print("| " + " | ".join([f"{coils} 4x", *cells, " / ".join(parts)]) + " |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=("table", "tune", "anatomy"))
+    parser.add_argument("what", choices=("table", "tune", "anatomy", "heads"))
     parser.add_argument("data", type=Path)
     parser.add_argument("--keep", type=Path, help="keep the run directories here")
     parser.add_argument("overrides", nargs="*", help="settings of the run as key=value")
@@ -118,6 +152,8 @@ def main() -> None:
         table(arguments.data, arguments.overrides, arguments.keep)
     elif arguments.what == "tune":
         tune(arguments.data, arguments.overrides)
+    elif arguments.what == "heads":
+        heads(arguments.data, arguments.overrides)
     else:
         anatomy(arguments.data, arguments.overrides)
     import torch

@@ -112,6 +112,8 @@ class MRI:
                 ),
             )
             slices = None
+        elif not given.get("path") and operator.get("budget") is not None:
+            scan = example_scan()
         else:
             scan = formats.read(path, options)
         if operator["single_coil"] and scan.kspace.shape[1] > 1:
@@ -306,6 +308,14 @@ class MRI:
         from invdiff_mri.figures import draw_figures
 
         return draw_figures(problem, posterior, baselines, folder)
+
+
+def example_scan() -> Scan:
+    """The bundled head with all of its lines, drawn anew: what a scanner of active subsampling would give."""
+    from invdiff_mri.examples.make_head import full_scan
+
+    drawn = {name: torch.from_numpy(array) for name, array in full_scan().items()}
+    return Scan(drawn["kspace"][None], noise=drawn["noise"], reference=drawn["reference"][None])
 
 
 def magnitudes(

@@ -103,7 +103,7 @@ def draw_magnitude(rng: np.random.Generator) -> np.ndarray:
         row, column = edge[np.argmin(np.abs(np.angle(np.exp(1j * (edge_angle - target)))))]
         inward = np.arctan2(SIDE / 2 - row, SIDE / 2 - column) + rng.normal(0, 0.35)
         length = MM * rng.choice([12, 20, 29, 38], p=[0.2, 0.3, 0.3, 0.2]) * rng.uniform(0.8, 1.2)
-        _grow(sulci, rng, (row, column), inward, length, MM * rng.uniform(0.5, 0.95), 1.6)
+        _grow(sulci, rng, (float(row), float(column)), inward, length, MM * rng.uniform(0.5, 0.95), 1.6)
     for row_mm in (-88, -76, -66, -55, -46, 52, 60, 68, 77, 86):  # medial sulci, from the fissure
         for side in (-1, 1):
             row = SIDE / 2 + MM * (row_mm + rng.uniform(-3, 3))
@@ -201,8 +201,8 @@ def coil_maps() -> np.ndarray:
     return np.stack(maps)
 
 
-def make(path: Path) -> None:
-    """Write kspace (zeros where not measured), mask, reference and a noise scan."""
+def full_scan() -> dict[str, np.ndarray]:
+    """The whole acquisition: kspace [coil, y, x], reference [y, x], a noise scan [coil, count]."""
     rng = np.random.default_rng(SEED)
     magnitude = draw_magnitude(rng)
     image = magnitude * np.exp(1j * draw_phase(rng, magnitude))
@@ -213,21 +213,24 @@ def make(path: Path) -> None:
 
     def noise(*shape: int) -> np.ndarray:
         white = rng.standard_normal((COILS, *shape)) + 1j * rng.standard_normal((COILS, *shape))
-        return SIGMA * np.einsum("ij,j...->i...", mixing, white)
+        return np.asarray(SIGMA * np.einsum("ij,j...->i...", mixing, white))
 
     kspace = kspace + noise(SIZE, SIZE)
+    return {
+        "kspace": kspace.astype(np.complex64),
+        "reference": np.sqrt((np.abs(coils) ** 2).sum(axis=0)).astype(np.float32),
+        "noise": noise(512).astype(np.complex64),
+    }
+
+
+def make(path: Path) -> None:
+    """Write kspace (zeros where not measured), mask, reference and a noise scan."""
+    scan = full_scan()
     line = np.zeros(SIZE, dtype=bool)
     line[1::ACCELERATION] = True
     half = CALIBRATION // 2
     line[SIZE // 2 - half : SIZE // 2 + half] = True
-    reference = np.sqrt((np.abs(coils) ** 2).sum(axis=0))
-    np.savez_compressed(
-        path,
-        kspace=(kspace * line).astype(np.complex64),
-        mask=line,
-        reference=reference.astype(np.float32),
-        noise=noise(512).astype(np.complex64),
-    )
+    np.savez_compressed(path, **{**scan, "kspace": scan["kspace"] * line, "mask": line})
 
 
 if __name__ == "__main__":

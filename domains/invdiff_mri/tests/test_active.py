@@ -208,3 +208,9 @@ def test_axes_need_no_quotes(tmp_path):
     """A shell takes the quotes away that the message shows."""
     config = compose(["input.axes=coil,y,x"])
     assert config["input"]["axes"] == "coil,y,x"
+
+
+def test_without_input_the_bundled_head_is_the_scanner():
+    problem = plan(compose([*ACTIVE, "operator.budget=40"])).problems[0]
+    assert problem.pending is not None and len(problem.pending.initial) == 12
+    assert problem.shape == (2, 192, 192)
