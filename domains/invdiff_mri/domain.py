@@ -315,7 +315,12 @@ def example_scan() -> Scan:
     from invdiff_mri.examples.make_head import full_scan
 
     drawn = {name: torch.from_numpy(array) for name, array in full_scan().items()}
-    return Scan(drawn["kspace"][None], noise=drawn["noise"], reference=drawn["reference"][None])
+    return Scan(
+        drawn["kspace"][None],
+        noise=drawn["noise"],
+        reference=drawn["reference"][None],
+        simulated="drawn: object, phase, coils and noise are ours",
+    )
 
 
 def magnitudes(
