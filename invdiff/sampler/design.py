@@ -1,27 +1,13 @@
 """Active subsampling: what to measure next, decided by particles that fit what was measured so far.
 
 P particles x_i of the posterior given the data so far (the belief) predict every candidate,
-m_i(l) = A_l x_i. A turn measures the candidates on which they disagree most. Scores:
-
-    variance   V(l) = sum_i w_i |m_i(l) - m(l)|^2                                    (total variance)
-    entropy    H(l) = - sum_i w_i log sum_j w_j exp(-|m_i(l) - m_j(l)|^2 / (2 s^2))
-
-H is, up to a constant, an upper bound of the entropy of the mixture of Gaussians
-N(m_i, s^2 I) (Kolchinsky & Tracey, Entropy 19:361, 2017); s^2 = sigma_y^2 + r^2, with r^2
-what one particle leaves open. With the opposite sign in the exponent, as published code
-has it, the score ranks like the variance until it overflows, and then at random. H cannot
-exceed log P: where long candidates saturate it, s^2 is raised to the median
-|m_i - m_j|^2 and the turn says so. V has no such constant and is the default.
+m_i(l) = A_l x_i. A turn measures the candidates on which they disagree most (`disagreement`
+has the scores).
 
 The belief is one of two. `sampler`: fresh draws of a posterior sampler, every turn. `pass`: the
 particles of one guided reverse diffusion, which measures on its way down, inside a window of noise
 levels, and goes on with the new data (active diffusion subsampling, Nolan et al., arXiv
 2406.14388). A pass costs less, but a particle already at a low level can no longer follow new data.
-
-Several candidates in one turn: after a pick l' the score of l is multiplied by
-1 - exp(-(l - l')^2 / (2 n^2)), n the width `neighbours` in candidates: what lies beside a pick is
-partly predicted by it. P particles are too few to say how much (P - 1 dimensions against the
-hundreds of a line), so n is a setting; with one candidate a turn it has no part.
 
 The choice depends on past data only, so it biases no posterior; the samples of a run are drawn
 afterwards, by any sampler, given all that was measured. With exact particles of a Gaussian prior
@@ -34,7 +20,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
@@ -51,6 +36,7 @@ from invdiff.measurement.noise import GaussianNoise
 from invdiff.measurement.operator import Operator
 from invdiff.prior.prior import Prior
 from invdiff.registry import construct
+from invdiff.sampler.disagreement import mixture_entropy, pick, total_variance
 from invdiff.sampler.guidance.guidance import Guidance, Guided
 from invdiff.sampler.guidance.proximal import Proximal
 from invdiff.sampler.integrator import ExponentialMultistep
@@ -66,100 +52,7 @@ FIXED = ("random", "equispaced", "variable_density")
 Source: TypeAlias = Callable[[Sequence[int]], Tensor]
 """The instrument: candidates to data of the full layout, right at those candidates."""
 
-SATURATED = 0.9  # of log P
 FIRST_PARTICLE = 1 << 30  # the belief's particles draw from other streams than a run's samples
-
-
-def total_variance(
-    predictions: Float[Tensor, "particles candidate component"],
-    log_weights: Float[Tensor, "particles"] | None = None,
-) -> Float[Tensor, "candidate"]:
-    """`sum_i w_i |m_i - m|^2` of every candidate, float64."""
-    weights = _weights(len(predictions), log_weights)
-    centred = _centred(predictions, weights)
-    return torch.einsum("i,ilc->l", weights, centred.square())
-
-
-def mixture_entropy(
-    predictions: Float[Tensor, "particles candidate component"],
-    s2: float,
-    log_weights: Float[Tensor, "particles"] | None = None,
-) -> tuple[Float[Tensor, "candidate"], float]:
-    """`- sum_i w_i log sum_j w_j exp(-|m_i - m_j|^2 / (2 s^2))`, float64, and the s^2 that was used.
-
-    It lies in [0, log P]. Where more than a tenth of the candidates come within a tenth of log P,
-    s^2 is raised to the median |m_i - m_j|^2.
-    """
-    weights = _weights(len(predictions), log_weights)
-    centred = _centred(predictions, weights).permute(1, 0, 2)
-    square = centred.square().sum(dim=-1)
-    distance = square[:, :, None] + square[:, None, :] - 2 * centred @ centred.mT
-    distance = distance.clamp_min(0)
-    distance.diagonal(dim1=1, dim2=2).zero_()
-    log_w = weights.clamp_min(1e-300).log()
-
-    def entropy(width: float) -> Tensor:
-        inner = torch.logsumexp(log_w - distance / (2 * width), dim=2)
-        return -(weights * inner).sum(dim=1)
-
-    found = entropy(s2)
-    most = float(-(weights * log_w).sum())
-    if len(weights) > 1 and float((found > SATURATED * most).float().mean()) > 0.1:
-        off = distance[:, ~torch.eye(len(weights), dtype=torch.bool, device=distance.device)]
-        median = float(off.median())
-        if median > s2:
-            return entropy(median), median
-    return found, s2
-
-
-def pick(
-    predictions: Float[Tensor, "particles candidate component"],
-    count: int,
-    *,
-    policy: Policy,
-    s2: float,
-    neighbours: float = 0.0,
-    taken: Sequence[int] = (),
-    log_weights: Float[Tensor, "particles"] | None = None,
-) -> tuple[list[int], list[float]]:
-    """`count` candidates and their scores, the best first; those beside a pick count less.
-
-    Raises:
-        InputError: where fewer candidates are left than are asked for.
-    """
-    candidates = predictions.shape[1]
-    left = candidates - len(set(taken))
-    if count > left:
-        raise InputError(f"{count} measurements are asked for and {left} candidates are left")
-    score = (
-        total_variance(predictions, log_weights)
-        if policy == "variance"
-        else mixture_entropy(predictions, s2, log_weights)[0]
-    )
-    closed = torch.zeros(candidates, dtype=torch.bool, device=predictions.device)
-    closed[list(taken)] = True
-    places = torch.arange(candidates, dtype=torch.float64)
-    chosen: list[int] = []
-    scores: list[float] = []
-    for _ in range(count):
-        best = int(torch.where(closed, -torch.inf, score).argmax())
-        chosen.append(best)
-        scores.append(float(score[best]))
-        closed[best] = True
-        if neighbours > 0:
-            score = score * -torch.expm1(-0.5 * ((places - best) / neighbours) ** 2)
-    return chosen, scores
-
-
-def _weights(count: int, log_weights: Tensor | None) -> Tensor:
-    if log_weights is None:
-        return torch.full((count,), 1 / count, dtype=torch.float64)
-    return torch.softmax(log_weights.double(), dim=0)
-
-
-def _centred(predictions: Tensor, weights: Tensor) -> Tensor:
-    values = predictions.double()
-    return values - torch.einsum("i,ilc->lc", weights.to(values), values)
 
 
 def fixed_order(
@@ -360,28 +253,20 @@ def acquire(
             began = time.perf_counter()
             predictions = layout.arrange(operator(x)).cpu()
         s2 = width = sigma_y**2 + (prior.card.conditional_variance(sigma) if sigma else 0.0)
-        if design.policy == "entropy":
-            left = sorted(set(range(layout.count)) - set(order))
-            width = mixture_entropy(predictions[:, left], s2)[1]
-        chosen, scores = pick(
-            predictions,
-            count,
-            policy=design.policy,
-            s2=width,
-            neighbours=design.neighbours,
-            taken=order,
-        )
+        if design.policy == "variance":
+            score = total_variance(predictions)
+        else:
+            left = torch.ones(layout.count, dtype=torch.bool)
+            left[order] = False
+            score = torch.zeros(layout.count, dtype=torch.float64)
+            score[left], width = mixture_entropy(predictions[:, left], s2)
+        chosen, scores = pick(score, count, neighbours=design.neighbours, taken=order)
         seconds = time.perf_counter() - began
         turns.append(Turn(tuple(chosen), tuple(scores), sigma, width, width > s2, seconds))
         measure(chosen)
         if progress is not None:
             progress(turn + 1, len(counts))
     acquisition = Acquisition(design.policy, layout.count, tuple(turns))
-    if any(turn.raised for turn in turns):
-        warnings.warn(
-            "the entropy of the particles saturates; its width was raised (policy variance has none)",
-            stacklevel=2,
-        )
     return acquisition, y
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -75,13 +76,13 @@ class Sampler(Protocol):
     ) -> Draws: ...
 
 
-class Wrapper:
+class Wrapper(ABC):
     """A sampler around a method takes the operators and the noise that the method takes."""
 
     @property
+    @abstractmethod
     def wrapped(self) -> object:
         """The method inside."""
-        raise NotImplementedError
 
     @property
     def needs_linear(self) -> bool:
