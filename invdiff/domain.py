@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,7 +14,7 @@ from invdiff.measurement.measurement import Measurement
 from invdiff.measurement.operator import Operator
 from invdiff.posterior import Posterior
 from invdiff.prior.prior import Prior
-from invdiff.sampler.design import Acquisition, Design, Source
+from invdiff.sampler.design import Acquisition, Plan, Source
 
 Config = Mapping[str, Any]
 Tick = Callable[[], None]
@@ -29,18 +29,14 @@ class Pending:
         operator: measures every candidate, in prior units (see `measurement.candidates`).
         sigma_y: noise level of a datum.
         source: the instrument.
-        initial: candidates that are measured to begin with.
-        budget: how many in all.
-        design: how the others are chosen.
+        plan: the start, the budget, and how the others are chosen.
         finish: the problem of what was measured; called after the source was asked for every turn.
     """
 
     operator: Operator
     sigma_y: float
     source: Source
-    initial: Sequence[int]
-    budget: int
-    design: Design
+    plan: Plan
     finish: Callable[[Acquisition], Problem]
 
 

@@ -22,7 +22,6 @@ from invdiff import (
     Config,
     Estimates,
     Figure,
-    FileExchange,
     GaussianNoise,
     InputError,
     LinearOperator,
@@ -30,6 +29,7 @@ from invdiff import (
     Noise,
     Operator,
     Pending,
+    Plan,
     Posterior,
     Prior,
     Problem,
@@ -38,11 +38,10 @@ from invdiff import (
     UnknownGaussianNoise,
     as_operator,
     candidates_of,
-    check_budget,
     keyed_stream,
     load_plugin,
-    make_design,
     select,
+    start_size,
 )
 from invdiff.imaging import acquisition_figure
 
@@ -176,18 +175,19 @@ class ArrayDomain:
         measurement = problem.measurement
         if not isinstance(measurement.noise, GaussianNoise):
             raise InputError("choosing measurements needs Gaussian noise; use noise=auto or gaussian")
-        design = dict(settings.get("design") or {})
-        operator, budget = measurement.operator, int(settings["budget"])
-        count = int(candidates_of(operator).max()) + 1
-        given = design.get("initial")
-        size = min(max(2, round(0.04 * count)), budget) if given is None else int(given)
-        initial = [int((i + 0.5) * count / size) for i in range(size)] if size > 0 else []
-        check_budget(budget, initial, count)
-        y, instrument = measurement.y, None
-        if design.get("exchange") is not None:
-            instrument = _instrument(operator, y, design)
-        asked = y.clone() if instrument is None else torch.zeros_like(y)
+        operator, y = measurement.operator, measurement.y
         groups = candidates_of(operator)
+        count = int(groups.max()) + 1
+        size = start_size(settings, max(2, round(0.04 * count)))
+        plan = Plan.of(
+            settings, count, [int((i + 0.5) * count / size) for i in range(size)], int(config["seed"])
+        )
+        sizes = torch.bincount(groups.flatten().clamp_min(0))
+        if plan.exchange is not None and int(sizes.min()) != int(sizes.max()):
+            raise InputError("an instrument answers candidates of one size only, and this operator's differ")
+        what = f"values of candidates, in the order of the data of shape {tuple(y.shape)}"
+        instrument = plan.instrument(what, (int(sizes[0]),), "float32")
+        asked = y.clone() if instrument is None else torch.zeros_like(y)
 
         def source(chosen: Sequence[int]) -> Tensor:
             if instrument is not None:
@@ -204,16 +204,8 @@ class ArrayDomain:
                 instrument.close()
             return part(acquisition.order)
 
-        pending = Pending(
-            operator,
-            measurement.noise.sigma,
-            source,
-            initial,
-            budget,
-            make_design(design, int(config["seed"])),
-            finish,
-        )
-        return replace(part(initial), pending=pending)
+        pending = Pending(operator, measurement.noise.sigma, source, plan, finish)
+        return replace(part(plan.initial), pending=pending)
 
     def _problem(
         self,
@@ -288,16 +280,6 @@ class ArrayDomain:
         path = folder / f"{problem.id}.png"
         page.savefig(path, dpi=110, metadata={"Software": None})
         return [Figure("Result", path, "First channel; each panel on its own window."), *chosen]
-
-
-def _instrument(operator: Operator, y: Tensor, design: Mapping[str, Any]) -> FileExchange:
-    """The instrument of an exchange folder; candidates must be of one size."""
-    sizes = torch.bincount(candidates_of(operator).flatten().clamp_min(0))
-    if int(sizes.min()) != int(sizes.max()):
-        raise InputError("an instrument answers candidates of one size only, and this operator's differ")
-    what = f"values of candidates, in the order of the data of shape {tuple(y.shape)}"
-    timeout = float(design.get("timeout") or 600.0)
-    return FileExchange(Path(str(design["exchange"])), what, (int(sizes[0]),), "float32", timeout)
 
 
 def bundled_truth(shape: tuple[int, ...], seed: int) -> Float[Tensor, "*shape"]:

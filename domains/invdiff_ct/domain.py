@@ -21,10 +21,11 @@ from invdiff import (
     Summary,
     Tick,
     TrainingData,
+    exchange_folder,
 )
 from invdiff.imaging import coverage, std_scale, write_nifti, write_npz
 from invdiff_ct import formats, metrics
-from invdiff_ct.active import Views
+from invdiff_ct.active import pending, plan_of
 from invdiff_ct.baselines import TITLES, BaselineSettings, all_baselines
 from invdiff_ct.formats.options import ReadOptions
 from invdiff_ct.hu import Window
@@ -59,30 +60,18 @@ class CT:
                 notes=item.notes,
             )
 
-        operator = config["operator"]
-        if operator.get("budget") is None:
-            return [problem(item) for item in items]
-        if (operator["design"] or {}).get("exchange") and len(items) > 1:
+        operator, noise, seed = config["operator"], config["noise"], int(config["seed"])
+        if exchange_folder(operator) is not None and len(items) > 1:
             raise InputError(
                 f"operator.design.exchange asks for the views of one slice and {len(items)} are chosen; "
                 "give input.slices="
             )
-        chosen = []
-        for item in items:
-            complete = item.complete
-            assert complete is not None
-            views = Views.of(complete.data, operator, config["noise"], int(config["seed"]))
-            part = complete.part
-            chosen.append(
-                views.pending(
-                    complete.data,
-                    complete.projector,
-                    item.prepared.unit,
-                    complete.logarithm,
-                    lambda rows, kept, part=part: problem(part(rows, kept)),  # type: ignore[misc]
-                )
-            )
-        return chosen
+        return [
+            problem(item)
+            if isinstance(item, Item)
+            else pending(item, plan_of(item.data, operator, noise, seed), problem)
+            for item in items
+        ]
 
     def training_data(self, settings: Mapping[str, Any]) -> TrainingData:
         """Slices for `invdiff train`: `root`, `hu_range`, `sources` (path, held_out patients)."""

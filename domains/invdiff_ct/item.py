@@ -45,7 +45,6 @@ class Item:
         warnings: sentences that a reader must not miss.
         notes: for the report.
         slice_batch: slices of a volume in one network call; None: by their size.
-        complete: the scan of which this holds some views, where they are to be chosen.
     """
 
     name: str
@@ -57,7 +56,6 @@ class Item:
     warnings: tuple[str, ...] = ()
     notes: dict[str, Any] = field(default_factory=dict)
     slice_batch: int | None = None
-    complete: Complete | None = None
 
     @property
     def mean_axes(self) -> int:

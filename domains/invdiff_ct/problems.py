@@ -79,8 +79,8 @@ def _described(geometry: Geometry, pixel: float, calibrated: bool) -> dict[str, 
     }
 
 
-def from_volume(volume: Volume, config: Config, name: str, std_scale: float) -> list[Item]:
-    """Simulated scans of the chosen slices.
+def from_volume(volume: Volume, config: Config, name: str, std_scale: float) -> list[Item] | list[Complete]:
+    """Simulated scans of the chosen slices; complete ones where views are to be chosen.
 
     Raises:
         InputError: for settings that do not fit the image.
@@ -182,18 +182,19 @@ def from_volume(volume: Volume, config: Config, name: str, std_scale: float) -> 
             )
         return [item(name, chosen[0], [simulated(index) for index in chosen])]
 
-    def slice_item(index: int) -> Item:
-        label = f"{name}-{index:03d}" if len(volume.hu) > 1 else name
+    labels = {index: f"{name}-{index:03d}" if len(volume.hu) > 1 else name for index in chosen}
+    if operator.get("budget") is None:
+        return [item(labels[index], index, [simulated(index)]) for index in chosen]
+
+    def complete(index: int) -> Complete:
         hu, truth, data, kind = simulated(index)
-        if operator.get("budget") is None:
-            return item(label, index, [(hu, truth, data, kind)])
 
         def part(fresh: np.ndarray, kept: list[int]) -> Item:
-            return item(label, index, [(hu, truth, fresh, kind)], kept)
+            return item(labels[index], index, [(hu, truth, fresh, kind)], kept)
 
-        return replace(part(data, [0]), complete=Complete(data, projector, to_lines(kind, flux), part))
+        return Complete(data, projector, to_lines(kind, flux), part)
 
-    return [slice_item(index) for index in chosen]
+    return [complete(index) for index in chosen]
 
 
 def to_lines(kind: str, flux: float | None) -> Callable[[np.ndarray], np.ndarray]:
@@ -220,8 +221,10 @@ def _centred(scan: Projections, operator: Any) -> tuple[Geometry, str]:
     return replace(scan.geometry, centre=centre), how
 
 
-def from_projections(scan: Projections, config: Config, name: str, std_scale: float) -> list[Item]:
-    """Measured rows, with the views that the operator keeps.
+def from_projections(
+    scan: Projections, config: Config, name: str, std_scale: float
+) -> list[Item] | list[Complete]:
+    """Measured rows, with the views that the operator keeps; complete ones where views are to be chosen.
 
     Raises:
         InputError: for settings that do not fit the data.
@@ -290,17 +293,16 @@ def from_projections(scan: Projections, config: Config, name: str, std_scale: fl
         affine = slice_affine(None, 0, (0, 0), pixel, 1.0)
         return Item(label, prepared, seen, affine, None, std_scale, tuple(warnings), notes)
 
-    every = list(range(len(kept)))
-    items = []
-    for index in chosen_slices(config["input"].get("slices"), len(scan.sinogram)):
-        rows = scan.sinogram[index][kept][:, columns]
-        one = item(index, rows, every)
-        if operator.get("budget") is not None:
-            part = functools.partial(item, index)
-            one = replace(one, complete=Complete(rows, projector, to_lines(scan.kind, flux), part))
-        items.append(one)
     if operator.get("volume"):
-        raise InputError(
-            "operator.volume=true couples slices of an image and this is a sinogram; leave it out"
-        )
-    return items
+        raise InputError("operator.volume=true is for slices of images and this is a sinogram; leave it out")
+    rows = {
+        index: scan.sinogram[index][kept][:, columns]
+        for index in chosen_slices(config["input"].get("slices"), len(scan.sinogram))
+    }
+    if operator.get("budget") is None:
+        return [item(index, data, list(range(len(kept)))) for index, data in rows.items()]
+    logarithm_of = to_lines(scan.kind, flux)
+    return [
+        Complete(data, projector, logarithm_of, functools.partial(item, index))
+        for index, data in rows.items()
+    ]

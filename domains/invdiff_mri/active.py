@@ -8,8 +8,7 @@ another process does (prospective, see `invdiff.FileExchange`): it is then asked
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,15 +17,14 @@ from torch import Tensor
 
 from invdiff import (
     Acquisition,
-    Design,
-    FileExchange,
+    GaussianNoise,
     InputError,
-    Measurement,
     Pending,
+    Plan,
     Problem,
     centre_block,
-    check_budget,
-    make_design,
+    exchange_folder,
+    start_size,
 )
 from invdiff_mri.masks import mask_from_data
 from invdiff_mri.noise import NoiseCovariance, from_periphery
@@ -72,15 +70,15 @@ def whole(scan: Scan, operator: Mapping[str, Any]) -> tuple[Bool[Tensor, "y x"],
         InputError: for an undersampled scan without an instrument to ask.
     """
     present = mask_from_data(scan.kspace.flatten(0, 1))
-    full = float(present.float().mean()) > 0.999
-    if full and (operator.get("design") or {}).get("exchange") is None:
-        return torch.ones_like(present), True
-    if (operator.get("design") or {}).get("exchange") is None:
+    share = float(present.float().mean())
+    if exchange_folder(operator) is not None:
+        return present, False
+    if share <= 0.999:
         raise InputError(
-            f"choosing lines needs a full scan and {100 * float(present.float().mean()):.1f} % of it was "
-            "measured; give it all, or operator.design.exchange=FOLDER to ask an instrument"
+            f"choosing lines needs a full scan and {100 * share:.1f} % of it was measured; give it all, or "
+            "operator.design.exchange=FOLDER to ask an instrument"
         )
-    return present, False
+    return torch.ones_like(present), True
 
 
 def known_noise(scan: Scan, index: int, settings: PrepareSettings) -> NoiseCovariance | None:
@@ -92,126 +90,68 @@ def known_noise(scan: Scan, index: int, settings: PrepareSettings) -> NoiseCovar
     return replace(found, source=f"{found.source} of the full scan, for a scanner's noise scan")
 
 
-@dataclass(frozen=True)
-class Lines:
-    """How the lines of a scan are chosen.
+def plan_of(
+    scan: Scan, mask: Bool[Tensor, "y x"], operator: Mapping[str, Any], seed: int, espirit: bool
+) -> Plan:
+    """How the lines are chosen; with an instrument, the lines of `mask` are the start, else central ones.
 
-    Attributes:
-        axis: phase-encode axis of [y, x].
-        count: lines of the grid.
-        initial: lines that are measured to begin with.
-        budget: lines in all.
-        design: of the others.
-        exchange: folder of the instrument; None where the file plays it.
-        timeout: seconds to wait for it.
+    Raises:
+        InputError: for a budget or a start that cannot be measured.
     """
+    axis = int(operator["axis"]) % 2
+    count = mask.shape[axis]
+    if exchange_folder(operator) is None:
+        few = espirit and scan.kspace.shape[1] > 1
+        initial = centre_block(count, start_size(operator, MAP_LINES if few else max(4, round(0.04 * count))))
+        return Plan.of(operator, count, initial, seed)
+    filled = mask.all(dim=1 - axis)
+    if not bool((mask.any(dim=1 - axis) == filled).all()) or not bool(filled.any()):
+        raise InputError("the scan to begin with must hold whole phase-encode lines; check operator.axis")
+    return Plan.of(operator, count, [int(line) for line in filled.nonzero()[:, 0]], seed)
 
-    axis: int
-    count: int
-    initial: tuple[int, ...]
-    budget: int
-    design: Design
-    exchange: Path | None
-    timeout: float
 
-    @classmethod
-    def of(
-        cls, scan: Scan, mask: Bool[Tensor, "y x"], operator: Mapping[str, Any], seed: int, espirit: bool
-    ) -> Lines:
-        """From an operator's settings.
+def pending(
+    plan: Plan,
+    axis: int,
+    kspace: Complex[Tensor, "coil y x"],
+    problem: Callable[[Tensor, Tensor], Problem],
+) -> Problem:
+    """The problem of the start, with what is still to be measured; `problem` takes k-space and mask."""
+    shape = (kspace.shape[1], kspace.shape[2])
+    start = line_mask(shape, plan.initial, axis)
+    first = problem(kspace * start, start)
+    prepared: Prepared = first.context[0].prepared
+    operator, noise = prepared.measurement.operator, prepared.measurement.noise
+    assert isinstance(operator, CartesianSense) and isinstance(noise, GaussianNoise)
+    scanner = Scanner(plan, axis, kspace, prepared)
 
-        Raises:
-            InputError: for a budget or a start that cannot be measured.
-        """
-        settings = dict(operator.get("design") or {})
-        axis, budget = int(operator["axis"]) % 2, int(operator["budget"])
-        count = mask.shape[axis]
-        exchange = settings.get("exchange")
-        if exchange is not None:
-            filled = mask.all(dim=1 - axis)
-            if not bool((mask.any(dim=1 - axis) == filled).all()) or not bool(filled.any()):
-                raise InputError(
-                    "the scan to begin with must hold whole phase-encode lines; check operator.axis"
-                )
-            initial = [int(line) for line in filled.nonzero()[:, 0]]
-        else:
-            given = settings.get("initial")
-            coils = scan.kspace.shape[1]
-            least = min(MAP_LINES, budget) if espirit and coils > 1 else max(4, round(0.04 * count))
-            size = min(least, budget) if given is None else int(given)
-            initial = centre_block(count, size)
-        check_budget(budget, initial, count)
-        return cls(
-            axis,
-            count,
-            tuple(initial),
-            budget,
-            make_design(settings, seed),
-            None if exchange is None else Path(str(exchange)),
-            float(settings.get("timeout") or 600.0),
-        )
+    def finish(acquisition: Acquisition) -> Problem:
+        scanner.close()
+        mask = line_mask(shape, acquisition.order, axis)
+        return problem(scanner.kspace * mask, mask)
 
-    def pending(
-        self,
-        index: int,
-        kspace: Complex[Tensor, "coil y x"],
-        problem: Callable[[int, Tensor, Tensor], Problem],
-    ) -> Problem:
-        """The problem of the start, with what is still to be measured."""
-        shape = (kspace.shape[1], kspace.shape[2])
-        start = line_mask(shape, self.initial, self.axis)
-        first = problem(index, kspace * start, start)
-        prepared: Prepared = first.context[0].prepared
-        assert isinstance(prepared.measurement, Measurement)
-        operator = prepared.measurement.operator
-        assert isinstance(operator, CartesianSense)
-        scanner = Scanner(self, kspace if self.exchange is None else kspace * start, prepared)
-
-        def finish(acquisition: Acquisition) -> Problem:
-            scanner.close()
-            mask = line_mask(shape, acquisition.order, self.axis)
-            return problem(index, scanner.kspace * mask, mask)
-
-        pending = Pending(
-            CandidateLines(operator.coil_maps, self.axis),
-            prepared.measurement.noise.sigma,  # type: ignore[attr-defined]
-            scanner,
-            self.initial,
-            self.budget,
-            self.design,
-            finish,
-        )
-        return replace(first, pending=pending)
+    lines = CandidateLines(operator.coil_maps, axis)
+    return replace(first, pending=Pending(lines, noise.sigma, scanner, plan, finish))
 
 
 class Scanner:
     """Answers with whitened lines in prior units; the k-space so far is in `kspace`, in the scan's units."""
 
-    def __init__(self, lines: Lines, kspace: Complex[Tensor, "coil y x"], prepared: Prepared) -> None:
-        self.lines, self.kspace, self.prepared = lines, kspace.clone(), prepared
+    def __init__(
+        self, plan: Plan, axis: int, kspace: Complex[Tensor, "coil y x"], prepared: Prepared
+    ) -> None:
+        self.axis, self.initial = axis % 2, set(plan.initial)
+        self.kspace, self.prepared = kspace.clone(), prepared
         self.whiten = torch.linalg.inv(prepared.unmix)
-        coils, height, width = kspace.shape
-        readout = height if lines.axis == 1 else width
-        self.instrument = (
-            None
-            if lines.exchange is None
-            else FileExchange(
-                lines.exchange,
-                f"phase-encode lines of {lines.count}, along axis {lines.axis} of [y, x], from 0",
-                (coils, readout),
-                "complex64",
-                lines.timeout,
-            )
-        )
+        what = f"phase-encode lines of {plan.count}, along axis {self.axis} of [y, x], from 0"
+        row = (kspace.shape[0], kspace.shape[2 - self.axis])
+        self.instrument = plan.instrument(what, row, "complex64")
 
     def __call__(self, chosen: Sequence[int]) -> Float[Tensor, "2 coil y x"]:
-        wanted = [line for line in chosen if line not in set(self.lines.initial)]
+        wanted = [line for line in chosen if line not in self.initial]
         if self.instrument is not None and wanted:
             fresh = torch.from_numpy(self.instrument.ask(wanted))
-            if self.lines.axis == 1:
-                self.kspace[:, :, wanted] = fresh.permute(1, 2, 0)
-            else:
-                self.kspace[:, wanted, :] = fresh.permute(1, 0, 2)
+            self.kspace.movedim(1 + self.axis, 0)[wanted] = fresh
         white = torch.einsum("ij,jyx->iyx", self.whiten, self.kspace) / self.prepared.scale
         return to_real(white[None])[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,10 +27,11 @@ from invdiff import (
     Summary,
     Tick,
     TrainingData,
+    exchange_folder,
 )
 from invdiff.imaging import coverage, psnr, std_scale, write_nifti, write_npz
 from invdiff_mri import formats, metrics, volume
-from invdiff_mri.active import Lines, known_noise, whole
+from invdiff_mri.active import known_noise, pending, plan_of, whole
 from invdiff_mri.baselines import BaselineSettings, all_baselines
 from invdiff_mri.formats.images import SimulateOptions
 from invdiff_mri.formats.images import read as read_image_scan
@@ -185,13 +187,16 @@ class MRI:
             return [volume.stacked(every, name, None if batch is None else int(batch))]
         if not active:
             return [problem(index, scan.kspace[index], mask) for index in chosen]
-        lines = Lines.of(scan, mask, operator, int(config["seed"]), espirit=maps is None and not ones)
-        if lines.exchange is not None and len(chosen) > 1:
+        if exchange_folder(operator) is not None and len(chosen) > 1:
             raise InputError(
                 f"operator.design.exchange asks for the lines of one slice and {len(chosen)} are chosen; "
                 "give input.slices="
             )
-        return [lines.pending(index, scan.kspace[index], problem) for index in chosen]
+        plan = plan_of(scan, mask, operator, int(config["seed"]), espirit=maps is None and not ones)
+        axis = int(operator["axis"])
+        return [
+            pending(plan, axis, scan.kspace[index], functools.partial(problem, index)) for index in chosen
+        ]
 
     def training_data(self, settings: Mapping[str, Any]) -> TrainingData:
         """Slices for `invdiff train`: `root`, `sources` (path, share, held_out), `contrast`."""

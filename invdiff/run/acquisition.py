@@ -54,15 +54,15 @@ def measured(
             pending.source(turn.chosen)
     else:
         acquisition, _ = acquire(
-            pending.design,
+            pending.plan.design,
             prior,
             pending.operator,
             pending.sigma_y,
             problem.shape,
             pending.source,
             sampler=sampler,
-            initial=pending.initial,
-            budget=pending.budget,
+            initial=pending.plan.initial,
+            budget=pending.plan.budget,
             item=item,
             device=device,
             progress=progress,

@@ -22,6 +22,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -39,6 +40,7 @@ from invdiff.registry import construct
 from invdiff.sampler.disagreement import mixture_entropy, pick, total_variance
 from invdiff.sampler.guidance.guidance import Guidance, Guided
 from invdiff.sampler.guidance.proximal import Proximal
+from invdiff.sampler.instrument import FileExchange
 from invdiff.sampler.integrator import ExponentialMultistep
 from invdiff.sampler.keys import ParticleNoise
 from invdiff.sampler.loop import Sampler, descend, prepared
@@ -312,6 +314,58 @@ def _believing(
         return answers[0], segments[turn][-2]
 
     return down
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an operator's settings ask for.
+
+    Attributes:
+        count: candidates in all.
+        initial: those that are measured to begin with.
+        budget: how many are measured, the start included.
+        design: how the others are chosen.
+        exchange: folder of an instrument in another process; None where the input plays it.
+        timeout: seconds to wait for one answer.
+    """
+
+    count: int
+    initial: tuple[int, ...]
+    budget: int
+    design: Design
+    exchange: Path | None = None
+    timeout: float = 600.0
+
+    @classmethod
+    def of(cls, operator: Mapping[str, Any], count: int, initial: Sequence[int], seed: int) -> Plan:
+        """From the operator's group of a configuration: `budget` and `design`.
+
+        Raises:
+            InputError: for a budget or a start that cannot be measured, or an unknown setting.
+        """
+        settings = dict(operator.get("design") or {})
+        budget, exchange = int(operator["budget"]), exchange_folder(operator)
+        check_budget(budget, initial, count)
+        timeout = float(settings.get("timeout") or 600.0)
+        return cls(count, tuple(initial), budget, make_design(settings, seed), exchange, timeout)
+
+    def instrument(self, what: str, row: tuple[int, ...], dtype: str) -> FileExchange | None:
+        """The instrument that is asked for candidates, `row` the shape of one; None where there is none."""
+        if self.exchange is None:
+            return None
+        return FileExchange(self.exchange, what, row, dtype, self.timeout)
+
+
+def exchange_folder(operator: Mapping[str, Any]) -> Path | None:
+    """`operator.design.exchange`."""
+    given = (operator.get("design") or {}).get("exchange")
+    return None if given is None else Path(str(given))
+
+
+def start_size(operator: Mapping[str, Any], default: int) -> int:
+    """`operator.design.initial`, or `default` within the budget."""
+    given = (operator.get("design") or {}).get("initial")
+    return min(default, int(operator["budget"])) if given is None else int(given)
 
 
 def check_budget(budget: int, initial: Sequence[int], count: int) -> None:

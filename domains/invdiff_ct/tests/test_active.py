@@ -121,6 +121,28 @@ def test_an_instrument_measures_the_views(tmp_path, image):
     assert record["turns"][0]["chosen"] == [0, 6, 12, 18] and record["count"] == 24
 
 
+def test_unmeasured_views_are_never_seen(tmp_path):
+    """The same choice and the same samples when all views that were not chosen are three times as large.
+
+    Without lengths in mm the data scale is found from the data: from those of the start alone.
+    """
+    projector = Projector(Geometry(uniform_angles(24, "parallel"), SIDE, 1.0), SIDE, 1.0)
+    x = torch.from_numpy((phantom() + 1000) / 2000).float()[None, None].clamp(0, 1)
+    lines = projector(x)[0].double().numpy()
+    settings = [*(one for one in ACTIVE if "views=" not in one), "operator.centre=15.5", "noise.sigma=0.02"]
+    found = []
+    for number in range(2):
+        path = tmp_path / f"scan{number}.npz"
+        np.savez(path, sinogram=lines, angles_deg=np.rad2deg(projector.geometry.angles))
+        run, _ = solved(tmp_path / str(number), *settings, f"input.path={path}")
+        record = json.loads((next((run / "items").iterdir()) / "acquisition.json").read_text())
+        order = [view for turn in record["turns"] for view in turn["chosen"]]
+        found.append((order, np.load(next((run / "items").iterdir()) / "result.npz")["samples"]))
+        lines = np.where(np.isin(np.arange(24), order)[:, None], lines, 3 * lines)
+    assert found[0][0] == found[1][0]
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+
+
 def test_refusals_of_views(image):
     for overrides, words in (
         (["operator.budget=25"], "there are 24 candidates"),

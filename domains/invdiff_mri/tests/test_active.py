@@ -212,5 +212,5 @@ def test_axes_need_no_quotes(tmp_path):
 
 def test_without_input_the_bundled_head_is_the_scanner():
     problem = plan(compose([*ACTIVE, "operator.budget=40"])).problems[0]
-    assert problem.pending is not None and len(problem.pending.initial) == 12
+    assert problem.pending is not None and len(problem.pending.plan.initial) == 12
     assert problem.shape == (2, 192, 192)
