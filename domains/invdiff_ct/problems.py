@@ -103,7 +103,7 @@ def from_volume(volume: Volume, config: Config, name: str, std_scale: float) -> 
     given = config["input"].get("slices")
     chosen = chosen_slices(":" if given is None and operator.get("volume") else given, len(volume.hu))
     truth_and_fine(np.zeros((side, side), dtype=np.float32), size)
-    projector = Projector(geometry, size, pixel)
+    projector = Projector(geometry, size, pixel, str(operator["kernel"]))
     circle, seen = field_of_view(None, size, pixel), field_of_view(geometry, size, pixel)
     seed = int(config["seed"])
     shift = (side - volume.hu.shape[1]) // 2, (side - volume.hu.shape[2]) // 2
@@ -245,7 +245,7 @@ def from_projections(
         raise InputError(
             f"operator.size is {size} and operator.pixel_mm {pixel:g}; expected 16 or more, above zero"
         )
-    projector = Projector(geometry, size, pixel)
+    projector = Projector(geometry, size, pixel, str(operator["kernel"]))
     circle, seen = field_of_view(None, size, pixel), field_of_view(geometry, size, pixel)
     many = len(scan.sinogram) > 1
 

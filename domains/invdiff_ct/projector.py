@@ -6,23 +6,22 @@ the length of ray between rows,
 
     (A x)_ray = sum_rows  pixel / |cos|  * ( (1 - a) x[j] + a x[j + 1] ),
 
-in mm times the unit of x. The matrix and its transpose are kept in compressed
-rows, so adjointness is exact and many images are one product.
+in mm times the unit of x. ASTRA's kernels can fill the matrix instead (see `astra`).
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from invdiff import InputError, LinearOperator
+from invdiff_ct.astra import KERNELS, astra_matrix
 from invdiff_ct.geometry import Geometry
+from invdiff_ct.sparse import SparseMatrix
 
 LARGEST = 4e8  # non-zeros, about 6 GB with the transpose
 
@@ -68,31 +67,20 @@ def line_integrals(
     return out
 
 
-def _blocks(geometry: Geometry, size: int, pixel_mm: float) -> Iterator[tuple[Any, Any, Any]]:
+def joseph(geometry: Geometry, size: int, pixel_mm: float) -> Any:
+    """The scipy matrix of `line_integrals`, in compressed rows."""
+    from scipy.sparse import csr_matrix
+
+    columns, values, counts = [], [], []
     for view in range(len(geometry.angles)):
         pixels, weights = interpolation(geometry, view, size, pixel_mm)
         kept = weights.reshape(geometry.detectors, -1) > 0
-        yield (
-            pixels.reshape(geometry.detectors, -1)[kept].astype(np.int32),
-            weights.reshape(geometry.detectors, -1)[kept].astype(np.float32),
-            kept.sum(axis=1),
-        )
-
-
-class _Product(torch.autograd.Function):
-    """x @ M^T with the stored transpose as its derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, projector: Projector, back: bool) -> Tensor:
-        ctx.projector, ctx.back = projector, back
-        matrix = projector.matrix(back, x)
-        if len(x) == 1:
-            return torch.mv(matrix, x[0])[None]  # half the time of a product with one column
-        return torch.mm(matrix, x.mT.contiguous()).mT
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _Product.apply(gradient, ctx.projector, not ctx.back), None, None
+        columns.append(pixels.reshape(geometry.detectors, -1)[kept].astype(np.int32))
+        values.append(weights.reshape(geometry.detectors, -1)[kept].astype(np.float32))
+        counts.append(kept.sum(axis=1))
+    starts = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int32)
+    shape = (len(geometry.angles) * geometry.detectors, size * size)
+    return csr_matrix((np.concatenate(values), np.concatenate(columns), starts), shape=shape)
 
 
 class Projector(LinearOperator):
@@ -102,6 +90,7 @@ class Projector(LinearOperator):
         geometry: the rays.
         size: pixels along a side of the square image, centred on the rotation axis.
         pixel_mm: their spacing.
+        kernel: how a ray weighs pixels, joseph or one of `astra.KERNELS`.
 
     `weights` [view, detector] whiten data of unequal noise (1 / std_i up to a factor), which makes
     them Gaussian with one level; `scale` makes the norm 1. Both are 1 until `scaled` sets them.
@@ -110,7 +99,12 @@ class Projector(LinearOperator):
         InputError: where the source lies inside the image, no ray meets it, or the matrix is too large.
     """
 
-    def __init__(self, geometry: Geometry, size: int, pixel_mm: float) -> None:
+    def __init__(self, geometry: Geometry, size: int, pixel_mm: float, kernel: str = "joseph") -> None:
+        if kernel != "joseph" and kernel not in KERNELS:
+            raise InputError(
+                f"operator.kernel is {kernel!r}; expected joseph or, with the astra-toolbox, "
+                + ", ".join(KERNELS)
+            )
         if geometry.beam != "parallel" and geometry.source_axis_mm <= size * pixel_mm * 2**-0.5:
             raise InputError(
                 f"the source is {geometry.source_axis_mm:g} mm from the axis, inside the image of "
@@ -126,37 +120,12 @@ class Projector(LinearOperator):
         self.slices: int | None = None
         self.event_shape: tuple[int, ...] = (1, size, size)
         self.data_shape: tuple[int, ...] = (len(geometry.angles), geometry.detectors)
-        columns, values, counts = zip(*_blocks(geometry, size, pixel_mm), strict=True)
-        starts = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int32)
-        if starts[-1] == 0:
+        matrix = (joseph if kernel == "joseph" else astra_matrix(kernel))(geometry, size, pixel_mm)
+        if matrix.nnz == 0:
             raise InputError("no ray meets the image; check pixel_mm, pitch_mm and the rotation centre")
-        from scipy.sparse import csr_matrix
-
-        matrix = csr_matrix(
-            (np.concatenate(values), np.concatenate(columns), starts),
-            shape=(int(np.prod(self.data_shape)), size * size),
-        )
-        self._parts = {False: _parts(matrix), True: _parts(matrix.T.tocsr())}
-        self._moved: dict[tuple[bool, torch.dtype, str], tuple[Tensor, Tensor, Tensor]] = {}
-        with warnings.catch_warnings():
-            # torch calls compressed rows a beta feature, once; what we use of it is tested.
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support", category=UserWarning)
-            self.matrix(False, torch.zeros(()))
+        self._matrix = SparseMatrix(matrix)
         self.weights: Tensor | None = None
         self.scale = 1.0
-
-    def matrix(self, back: bool, like: Tensor) -> Tensor:
-        """The matrix (or its transpose) in the dtype and on the device of `like`."""
-        starts, columns, values = self._parts[back]
-        if like.dtype != values.dtype or like.device != values.device:
-            key = (back, like.dtype, str(like.device))
-            if key not in self._moved:
-                moved = (starts.to(like.device), columns.to(like.device), values.to(like))
-                self._moved[key] = moved
-            starts, columns, values = self._moved[key]
-        rows, pixels = self.data_shape[-2] * self.data_shape[-1], self.size**2
-        shape = (pixels, rows) if back else (rows, pixels)
-        return torch.sparse_csr_tensor(starts, columns, values, size=shape, check_invariants=False)
 
     def scaled(self, weights: Float[Tensor, "*slice view detector"] | None = None) -> Projector:
         """This projector with rows weighted and its norm brought to 1; the matrix is shared."""
@@ -177,17 +146,12 @@ class Projector(LinearOperator):
 
     def subset(self, views: Sequence[int]) -> Projector:
         """The same rays of some of the views, with the same weights and scale."""
-        from scipy.sparse import csr_matrix
-
-        starts, columns, values = (part.numpy() for part in self._parts[False])
-        count, detectors = self.data_shape[-2:]
-        matrix = csr_matrix((values, columns, starts), shape=(count * detectors, self.size**2))
+        detectors = self.data_shape[-1]
         rows = (np.asarray(views)[:, None] * detectors + np.arange(detectors)).ravel()
         out = Projector.__new__(Projector)
         out.__dict__.update(self.__dict__)
         out.__dict__.pop("_norms", None)
-        kept = matrix[rows]
-        out._parts, out._moved = {False: _parts(kept), True: _parts(kept.T.tocsr())}, {}
+        out._matrix = self._matrix.rows(rows)
         out.geometry = self.geometry.views(np.asarray(views))
         out.data_shape = (len(views), detectors)
         out.weights = None if self.weights is None else self.weights[..., list(views), :]
@@ -215,22 +179,15 @@ class Projector(LinearOperator):
         return y * self.scale if self.weights is None else y * (self.weights * self.scale).to(y)
 
     def forward(self, x: Float[Tensor, "batch *slice 1 y x"]) -> Float[Tensor, "batch *slice view detector"]:
-        y = _Product.apply(x.reshape(-1, self.size**2), self, False)
+        y = self._matrix.times(x.reshape(-1, self.size**2))
         return self._weighted(y.reshape(-1, *self.data_shape))
 
     def adjoint(self, y: Float[Tensor, "batch *slice view detector"]) -> Float[Tensor, "batch *slice 1 y x"]:
         rows = self.data_shape[-2] * self.data_shape[-1]
-        x = _Product.apply(self._weighted(y).reshape(-1, rows), self, True)
+        x = self._matrix.transposed(self._weighted(y).reshape(-1, rows))
         return x.reshape(-1, *self.event_shape)
 
     def data_size(self, y: Float[Tensor, "*data"]) -> int:
         """Rays that meet the image and have a weight above zero."""
-        starts = self._parts[False][0]
-        meets = (starts[1:] > starts[:-1]).reshape(self.data_shape[-2:]).expand(self.data_shape)
+        meets = self._matrix.occupied().reshape(self.data_shape[-2:]).expand(self.data_shape)
         return int(meets.sum() if self.weights is None else (meets & (self.weights > 0)).sum())
-
-
-def _parts(matrix: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Row starts, columns and values: plain tensors, which can be copied and pickled."""
-    starts, columns = (torch.from_numpy(part.astype(np.int32)) for part in (matrix.indptr, matrix.indices))
-    return starts, columns, torch.from_numpy(matrix.data)
