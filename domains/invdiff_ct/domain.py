@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from invdiff import (
 )
 from invdiff.imaging import coverage, std_scale, write_nifti, write_npz
 from invdiff_ct import formats, metrics
+from invdiff_ct.formats import dicom_output
 from invdiff_ct.active import pending, plan_of
 from invdiff_ct.baselines import TITLES, BaselineSettings, all_baselines
 from invdiff_ct.formats.options import ReadOptions
@@ -56,7 +58,10 @@ class CT:
                 id=item.name,
                 measurement=item.prepared.measurement,
                 shape=tuple(item.prepared.projector.event_shape),
-                context=(item, BaselineSettings(**config["domain"]["baselines"])),
+                context=(
+                    replace(item, dicom=bool(config["domain"]["dicom"])),
+                    BaselineSettings(**config["domain"]["baselines"]),
+                ),
                 notes=item.notes,
             )
 
@@ -142,6 +147,9 @@ class CT:
         side = mean.shape[-2:]
         write_nifti(folder / "mean.nii.gz", images["mean"].reshape(-1, *side), item.affine)
         write_nifti(folder / "std.nii.gz", images["std"].reshape(-1, *side), item.affine)
+        if item.dicom:
+            for name in ("mean", "std"):
+                dicom_output.write(folder / "dicom" / name, images[name].reshape(-1, *side), item.affine, name)
         if mean.ndim == 2:
             write_nifti(folder / "samples.nii.gz", images["samples"], item.affine)
         for number, sample in enumerate(images["samples"] if mean.ndim == 3 else ()):

@@ -44,6 +44,7 @@ class Item:
         std_scale: factor on the std map (see configs/domain/ct.yaml).
         warnings: sentences that a reader must not miss.
         notes: for the report.
+        dicom: whether mean and std are written as DICOM too.
         slice_batch: slices of a volume in one network call; None: by their size.
     """
 
@@ -56,6 +57,7 @@ class Item:
     warnings: tuple[str, ...] = ()
     notes: dict[str, Any] = field(default_factory=dict)
     slice_batch: int | None = None
+    dicom: bool = False
 
     @property
     def mean_axes(self) -> int:

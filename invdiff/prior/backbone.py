@@ -63,7 +63,7 @@ class UnshuffleUNet(nn.Module):
 
     Sizes that are not multiples of `2 ** len(widths)` are reflected at the far
     edges and cropped back, so the network itself is translation equivariant up
-    to its stride.
+    to its stride. `given` further channels of the input are what a conditional network knows.
     """
 
     def __init__(
@@ -72,11 +72,12 @@ class UnshuffleUNet(nn.Module):
         widths: Sequence[int] = (64, 96, 128, 160),
         blocks: int = 2,
         noise_width: int = 192,
+        given: int = 0,
     ) -> None:
         super().__init__()
         self.stride = 2 ** len(widths)
         self.embed = NoiseEmbedding(32, noise_width)
-        self.enter = nn.Conv2d(4 * channels, widths[0], 3, padding=1)
+        self.enter = nn.Conv2d(4 * (channels + given), widths[0], 3, padding=1)
 
         def stage(width: int) -> nn.ModuleList:
             return nn.ModuleList(ResidualBlock(width, noise_width) for _ in range(blocks))
@@ -94,7 +95,7 @@ class UnshuffleUNet(nn.Module):
         nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
 
     def forward(
-        self, x: Float[Tensor, "batch channels y x"], noise_label: Float[Tensor, "batch"]
+        self, x: Float[Tensor, "batch given y x"], noise_label: Float[Tensor, "batch"]
     ) -> Float[Tensor, "batch channels y x"]:
         height, width = x.shape[-2:]
         pad_y, pad_x = -height % self.stride, -width % self.stride

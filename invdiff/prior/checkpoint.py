@@ -115,11 +115,13 @@ def save_prior(
     network_settings: Mapping[str, Any],
     sigma_data: float,
     card: PriorCard,
+    shift: float = 0.0,
     dtype: torch.dtype = torch.float16,
 ) -> None:
     """Write weights (half precision by default), network, preconditioning and card as one file."""
     tensors = {key: value.detach().to(dtype).contiguous() for key, value in network.state_dict().items()}
-    header = {"network": dict(network_settings), "sigma_data": sigma_data, "card": asdict(card)}
+    described = asdict(card)
+    header = {"network": dict(network_settings), "sigma_data": sigma_data, "shift": shift, "card": described}
     part = path.with_suffix(".part")
     save_file(tensors, part, {"invdiff": json.dumps(header)})
     os.replace(part, path)
@@ -162,6 +164,7 @@ def load_safetensors(settings: Settings) -> NetworkPrior:
         "edm",
         card_from(settings, **header["card"]),
         sigma_data=float(header["sigma_data"]),
+        shift=float(header.get("shift", 0.0)),
         precision=str(settings.get("precision", "auto")),
         chunk=settings.get("chunk"),
     )

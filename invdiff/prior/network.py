@@ -14,6 +14,7 @@ with `z = a x`. Every row is tested against a Gaussian prior in closed form.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -199,21 +200,50 @@ def _autocast(device: torch.device, precision: str) -> AbstractContextManager[ob
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
-class EDMDenoiser(nn.Module):
-    """`D = c_skip x + c_out F(c_in x; ln(sigma) / 4)` around a network F (for training)."""
+def edm_denoise(
+    network: Callable[[Tensor, Tensor], Tensor],
+    x: Float[Tensor, "batch *event"],
+    sigma: Float[Tensor, "batch"],
+    sigma_data: float,
+    shift: float = 0.0,
+    condition: Float[Tensor, "#batch *event"] | None = None,
+) -> Float[Tensor, "batch *event"]:
+    """`D = m + c_skip (x - m) + c_out F(c_in (x - m); ln(sigma) / 4)` around a network F.
 
-    def __init__(self, network: nn.Module, sigma_data: float, precision: str = "auto") -> None:
+    m is `shift`, the mean of the data. A conditional network is given `condition`, an estimate c of x0: m is
+    then c, so that it learns the residual x0 - c, and 2 (c - shift) follows as further channels of its input
+    (Saharia et al. 2021, arXiv 2104.07636, for the concatenation; Li et al. 2021, arXiv 2104.14951, for the
+    residual).
+    """
+    skip, out, into = edm_coefficients(sigma_like(sigma, x), sigma_data)
+    if condition is None:
+        return shift + skip * (x - shift) + out * network(into * (x - shift), sigma.log() / 4).to(x.dtype)
+    centre = condition.to(x).expand_as(x)
+    given = torch.cat([into * (x - centre), 2 * (centre - shift)], dim=1)
+    return centre + skip * (x - centre) + out * network(given, sigma.log() / 4).to(x.dtype)
+
+
+class EDMDenoiser(nn.Module):
+    """`edm_denoise` around a network, for training."""
+
+    def __init__(
+        self, network: nn.Module, sigma_data: float, precision: str = "auto", shift: float = 0.0
+    ) -> None:
         super().__init__()
-        self.network, self.sigma_data, self.precision = network, sigma_data, precision
+        self.network, self.sigma_data, self.precision, self.shift = network, sigma_data, precision, shift
 
     def forward(
-        self, x: Float[Tensor, "batch *event"], sigma: Float[Tensor, "batch"]
+        self,
+        x: Float[Tensor, "batch *event"],
+        sigma: Float[Tensor, "batch"],
+        condition: Float[Tensor, "#batch *event"] | None = None,
     ) -> Float[Tensor, "batch *event"]:
-        skip, out, into = edm_coefficients(sigma_like(sigma, x), self.sigma_data)
-        with _autocast(x.device, self.precision):
-            raw = self.network(into * x, sigma.log() / 4)
-        denoised: Tensor = skip * x + out * raw.to(x.dtype)
-        return denoised
+        def call(given: Tensor, label: Tensor) -> Tensor:
+            with _autocast(x.device, self.precision):
+                raw: Tensor = self.network(given, label)
+            return raw
+
+        return edm_denoise(call, x, sigma, self.sigma_data, self.shift, condition)
 
 
 class NetworkPrior:
@@ -227,10 +257,12 @@ class NetworkPrior:
         card: what the prior is; `card.channels` is checked on every call.
         label: what the network is told: the process time, sigma, ln(sigma) / 4 or ln(sigma / 2).
         sigma_data: of EDM preconditioning; needed for `prediction="edm"` only.
-        condition: the `y` of a process with b != 0.
+        condition: the `y` of a process with b != 0, or the estimate that a conditional network is given;
+            see `given`.
         precision: "float32", "bfloat16" or "auto".
         affine: `(shift, scale)` with network units = (x - shift) / scale, for
             networks trained on [-1, 1] or [0, 1] data; sigma is scaled with it.
+        shift: of EDM preconditioning, the mean of the data.
         chunk: largest number of samples the network sees at once (None: all).
 
     Raises:
@@ -249,10 +281,12 @@ class NetworkPrior:
         condition: Tensor | None = None,
         precision: str = "float32",
         affine: tuple[float, float] = (0.0, 1.0),
+        shift: float = 0.0,
         chunk: int | None = None,
     ) -> None:
         self.network, self.process, self.prediction = network, process, prediction
         self.label, self.sigma_data, self.condition = label, sigma_data, condition
+        self.shift = shift
         self.precision, self.affine, self.chunk = precision, affine, chunk
         self._card = card
 
@@ -260,8 +294,19 @@ class NetworkPrior:
     def card(self) -> PriorCard:
         return self._card
 
+    def given(self, condition: Float[Tensor, "#batch *event"]) -> NetworkPrior:
+        """This conditional prior with what it is conditioned on."""
+        out = copy.copy(self)
+        out.condition = condition
+        return out
+
     def denoise(self, x: Float[Tensor, "batch *event"], sigma: Sigma) -> Float[Tensor, "batch *event"]:
         channels = self._card.channels
+        if self._card.condition and self.condition is None:
+            raise ValueError(
+                f"prior {self._card.name!r} is conditional ({self._card.condition}) and was given nothing; "
+                "call given(...) first"
+            )
         if channels is not None and x.shape[1] != channels:
             raise ValueError(
                 f"prior {self._card.name!r} was trained on {channels} channel(s) and was given "
@@ -284,9 +329,8 @@ class NetworkPrior:
         shift, scale = self.affine
         state, level = (x - shift) / scale, level / scale
         if self.prediction == "edm":
-            skip, out, into = edm_coefficients(sigma_like(level, state), self.sigma_data)
-            raw = self._call(into * state, level.log() / 4)
-            return (skip * state + out * raw) * scale + shift
+            clean = edm_denoise(self._call, state, level, self.sigma_data, self.shift, self.condition)
+            return clean * scale + shift
         at = self.process.at(level)
         a, b, c = (sigma_like(value, state) for value in (at.a, at.b, at.c))
         z = a * state

@@ -39,6 +39,7 @@ class PriorCard:
             it cannot be asked between them.
         data: what it was trained on.
         licence: licence of the weights.
+        condition: of a conditional prior, the degradation whose estimate it is given (domain's own words).
         exact: whether `denoise` is the exact posterior mean of a known law.
         limits: what it does not know.
     """
@@ -55,6 +56,7 @@ class PriorCard:
     levels: Sequence[float] | None = None
     data: str = ""
     licence: str = ""
+    condition: str = ""
     exact: bool = False
     limits: str = ""
 

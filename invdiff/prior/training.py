@@ -27,12 +27,16 @@ from torch import Tensor, nn
 from invdiff.errors import InputError
 from invdiff.prior.network import EDMDenoiser
 
-LOSS_LIMIT = 10.0  # a step whose loss is above this (far above any trained value) is skipped
+LOSS_LIMIT = 10.0  # above this (far above any trained value) the loss of an image counts by its logarithm
 
 
 @runtime_checkable
 class TrainingData(Protocol):
-    """What a domain supplies: clean images in prior units."""
+    """What a domain supplies: clean images in prior units.
+
+    For a conditional prior it has `condition(images, generator)` too: what the network is given beside the
+    noisy image, an estimate of the image of the same shape.
+    """
 
     def batch(
         self, size: int, crop: int, generator: torch.Generator
@@ -60,6 +64,7 @@ class TrainSettings:
     sigma_data: float = 0.30
     sigma_min: float = 0.002
     sigma_max: float = 40.0
+    shift: float = 0.0
     learning_rate: float = 1e-3
     warmup: int = 100
     flat: float = 0.3
@@ -111,34 +116,49 @@ def edm_loss(
     clean: Float[Tensor, "batch channels y x"],
     sigma: Float[Tensor, "batch"],
     noise: Float[Tensor, "batch channels y x"],
+    condition: Float[Tensor, "batch channels y x"] | None = None,
 ) -> Float[Tensor, "batch"]:
     """The weighted squared error of each image, per pixel."""
     scale = denoiser.sigma_data
     level = sigma[:, None, None, None]
-    error = denoiser(clean + level * noise, sigma) - clean
+    error = denoiser(clean + level * noise, sigma, condition) - clean
     weight = (sigma**2 + scale**2) / (sigma * scale) ** 2
     loss: Tensor = weight * error.square().mean(dim=(1, 2, 3))
     return loss
 
 
+def given_to(
+    data: TrainingData, clean: Float[Tensor, "batch channels y x"], generator: torch.Generator
+) -> Float[Tensor, "batch channels y x"] | None:
+    """What a conditional network is given beside these images; None for an unconditional one."""
+    make = getattr(data, "condition", None)
+    return None if make is None else make(clean, generator)
+
+
+def bounded(loss: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+    """The loss up to `LOSS_LIMIT`, continued by its logarithm, so that no outlier throws training off."""
+    tail = LOSS_LIMIT * (1 + (loss / LOSS_LIMIT).clamp_min(1e-12).log())
+    return torch.where(loss < LOSS_LIMIT, loss, tail)
+
+
 @torch.no_grad()
-def validate(
-    denoiser: EDMDenoiser, images: Float[Tensor, "images channels y x"], settings: TrainSettings
-) -> float:
+def validate(denoiser: EDMDenoiser, data: TrainingData, settings: TrainSettings) -> float:
     """EDM loss on held-out images with fixed noise and levels."""
+    images = data.validation()
     generator = torch.Generator().manual_seed(1)
     total = 0.0
     for image in torch.split(images, 4):
         sigma = draw_sigma(len(image), settings, generator)
         noise = torch.randn(image.shape, generator=generator)
-        total += edm_loss(denoiser, image, sigma, noise).double().sum().item()
+        given = given_to(data, image, generator)
+        total += edm_loss(denoiser, image, sigma, noise, given).double().sum().item()
     return total / len(images)
 
 
 @torch.no_grad()
 def denoising_error(
     denoiser: EDMDenoiser,
-    images: Float[Tensor, "images channels y x"],
+    data: TrainingData,
     levels: Sequence[float],
     seed: int = 2,
 ) -> list[float]:
@@ -148,13 +168,15 @@ def denoising_error(
     which samplers need and cannot get from `D` alone.
     """
     errors = []
+    images = data.validation()
     for level in levels:
         generator = torch.Generator().manual_seed(seed)
         total = 0.0
         for image in torch.split(images, 4):
             noise = torch.randn(image.shape, generator=generator)
             sigma = torch.full((len(image),), level)
-            error = denoiser(image + level * noise, sigma) - image
+            given = given_to(data, image, generator)
+            error = denoiser(image + level * noise, sigma, given) - image
             total += error.double().square().mean(dim=(1, 2, 3)).sum().item()
         errors.append(total / len(images))
     return errors
@@ -183,7 +205,7 @@ def train(
     torch.set_num_threads(settings.threads)
     folder.mkdir(parents=True, exist_ok=True)
     network = network.to(memory_format=torch.channels_last)
-    denoiser = EDMDenoiser(network, settings.sigma_data, precision=settings.precision)
+    denoiser = EDMDenoiser(network, settings.sigma_data, settings.precision, settings.shift)
     averaged = {name: value.detach().clone() for name, value in network.state_dict().items()}
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=settings.weight_decay
@@ -201,7 +223,6 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         averaged = state["averaged"]
         first, spent, seen = state["step"], state["cpu_minutes"], state["images"]
-    held_out = data.validation()
     began = time.process_time()
     losses: list[float] = []
     window = (time.monotonic(), seen)
@@ -221,8 +242,9 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate(step)
             optimizer.zero_grad(set_to_none=True)
-            loss = edm_loss(denoiser, clean, sigma, noise).mean()
-            if loss.item() < LOSS_LIMIT:
+            given = given_to(data, clean, generator)
+            loss = bounded(edm_loss(denoiser, clean, sigma, noise, given)).mean()
+            if math.isfinite(loss.item()):
                 torch.autograd.backward(loss)
                 nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
                 optimizer.step()
@@ -247,7 +269,7 @@ def train(
             if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
                 live = {name: value.clone() for name, value in network.state_dict().items()}
                 network.load_state_dict(averaged)
-                validation = validate(denoiser, held_out, settings)
+                validation = validate(denoiser, data, settings)
                 network.load_state_dict(live)
                 write({"step": step + 1, "images": seen, "validation": round(validation, 5)})
                 _save(

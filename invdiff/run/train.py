@@ -87,7 +87,8 @@ def train_from_config(path: Path, overrides: list[str], say: Callable[[str], Non
 
     denoiser = train(network, data, settings, folder, report)
     held_out = data.validation()
-    errors = denoising_error(denoiser, held_out, CARD_LEVELS)
+    levels = tuple(level for level in CARD_LEVELS if settings.sigma_min <= level <= settings.sigma_max)
+    errors = denoising_error(denoiser, data, levels)
     card = card_from(
         config,
         name=str(config["name"]),
@@ -95,7 +96,7 @@ def train_from_config(path: Path, overrides: list[str], say: Callable[[str], Non
         std=round(float(held_out.std()), 4),
         mean=round(float(held_out.mean()), 4),
         sigma_range=(settings.sigma_min, settings.sigma_max),
-        error_levels=CARD_LEVELS,
+        error_levels=levels,
         error_values=tuple(round(value, 9) for value in errors),
     )
     written = folder / f"{config['name']}.safetensors"
@@ -104,6 +105,7 @@ def train_from_config(path: Path, overrides: list[str], say: Callable[[str], Non
         denoiser.network,
         network_settings=config["network"],
         sigma_data=settings.sigma_data,
+        shift=settings.shift,
         card=card,
     )
     say(f"wrote {written}")

@@ -189,3 +189,23 @@ def test_padding_is_made_air(tmp_path):
     np.savez(tmp_path / "scan.npz", hu=hu)
     scan = read(tmp_path / "scan.npz")
     assert float(scan.hu.min()) == -1000 and "padding" in scan.notes
+
+
+def test_secondary_captures_are_read_back_where_they_were(tmp_path):
+    """Values to half a step of 16 bits, place and orientation kept; the same files again for the same result."""
+    pytest.importorskip("pydicom")
+    from invdiff_ct.formats import dicom_output
+
+    volume = np.random.default_rng(0).uniform(-1000, 900, (3, 12, 10)).astype(np.float32)
+    c, s = np.cos(0.2), np.sin(0.2)
+    axes = np.array([[-0.0, -1.5, 0, 20], [-1.5, 0, 0, 30], [0, 0, 2.5, -7], [0, 0, 0, 1.0]])
+    affine = np.array([[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ axes
+    for folder in ("a", "b"):
+        dicom_output.write(tmp_path / folder, volume, affine, "mean")
+    scan = read(tmp_path / "a")
+    np.testing.assert_allclose(scan.hu, volume, atol=0.51 * np.ptp(volume) / 65535)
+    np.testing.assert_allclose(scan.affine, affine, atol=1e-6)
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["0000.dcm", "0001.dcm", "0002.dcm"]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

@@ -1,0 +1,1 @@
+"""Super-resolution of photographs, micrographs and MR slices."""
