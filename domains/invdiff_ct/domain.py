@@ -26,9 +26,9 @@ from invdiff import (
 )
 from invdiff.imaging import coverage, std_scale, write_nifti, write_npz
 from invdiff_ct import formats, metrics
-from invdiff_ct.formats import dicom_output
 from invdiff_ct.active import pending, plan_of
 from invdiff_ct.baselines import TITLES, BaselineSettings, all_baselines
+from invdiff_ct.formats import dicom_output
 from invdiff_ct.formats.options import ReadOptions
 from invdiff_ct.hu import Window
 from invdiff_ct.item import Item
@@ -149,7 +149,9 @@ class CT:
         write_nifti(folder / "std.nii.gz", images["std"].reshape(-1, *side), item.affine)
         if item.dicom:
             for name in ("mean", "std"):
-                dicom_output.write(folder / "dicom" / name, images[name].reshape(-1, *side), item.affine, name)
+                dicom_output.write(
+                    folder / "dicom" / name, images[name].reshape(-1, *side), item.affine, name
+                )
         if mean.ndim == 2:
             write_nifti(folder / "samples.nii.gz", images["samples"], item.affine)
         for number, sample in enumerate(images["samples"] if mean.ndim == 3 else ()):

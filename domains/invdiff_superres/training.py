@@ -7,7 +7,7 @@ in eight is made grey (three equal channels), so that luminance images are of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from invdiff import InputError
+from invdiff_superres.baselines import upsampled
+from invdiff_superres.operators import LUMA, Separable, matrices
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+@functools.lru_cache(maxsize=8)
+def _operator(height: int, width: int, scale: int) -> Separable:
+    rows, columns, kind = matrices({"kernel": "bicubic", "scale": scale, "antialias": True}, height, width)
+    return Separable(rows, columns, 3, kind=kind)
 
 
 class Photographs:
@@ -27,14 +33,14 @@ class Photographs:
     Args:
         path: an .npz with `images` uint8 [crop, y, x, 3] and `ids` str, the photograph of each crop.
         held_out: every n-th photograph is held out for validation and for every choice of settings.
-        degrade: what a conditional prior is given, from clean images; None: an unconditional prior.
+        scale: of the bicubic data that a conditional prior is given, upsampled; None: an unconditional prior.
     """
 
     def __init__(
         self,
         path: Path,
         held_out: int = 10,
-        degrade: Callable[[Float[Tensor, "batch 3 y x"]], Float[Tensor, "batch 3 y x"]] | None = None,
+        scale: int | None = None,
     ) -> None:
         if not path.is_file():
             raise InputError(f"there is no training file {path}; set data.root=FOLDER")
@@ -44,8 +50,9 @@ class Photographs:
         names = np.unique(ids)
         out = torch.from_numpy(np.isin(ids, names[::held_out]))
         self.train, self.held = images[~out], images[out]
-        if degrade is not None:
-            self.condition = degrade
+        if scale is not None:
+            self.scale = scale
+            self.condition = self._upsampled
 
     def batch(self, size: int, crop: int, generator: torch.Generator) -> Float[Tensor, "size 3 crop crop"]:
         """`size` augmented crops of `crop` x `crop`."""
@@ -54,6 +61,15 @@ class Photographs:
     def validation(self) -> Float[Tensor, "images 3 y x"]:
         """The held-out crops, whole; one of the four of every photograph."""
         return self.held[::4].float() / 255
+
+    def _upsampled(
+        self, clean: Float[Tensor, "batch 3 y x"], generator: torch.Generator
+    ) -> Float[Tensor, "batch 3 y x"]:
+        """Bicubic down, rounded to 8 bits as files are, and bicubic up."""
+        height, width = clean.shape[-2:]
+        operator = _operator(height, width, self.scale)
+        low = (operator(clean).clamp(0, 1) * 255).round() / 255
+        return torch.stack([upsampled(operator, one, "bicubic") for one in low])
 
     def _crop(self, crop: int, generator: torch.Generator) -> Tensor:
         def uniform(low: float, high: float) -> float:
@@ -77,12 +93,3 @@ class Photographs:
         if uniform(0, 1) < 1 / 8:
             image = (image * image.new_tensor(LUMA)[:, None, None]).sum(0, keepdim=True).expand(3, -1, -1)
         return image
-
-
-def photographs(
-    root: Path, sources: Sequence[str], held_out: int, degrade: Callable[[Tensor], Tensor] | None
-) -> Photographs:
-    """The one training file under `root`."""
-    if len(sources) != 1:
-        raise InputError(f"{len(sources)} training files were given; expected one")
-    return Photographs(root / sources[0], held_out, degrade)

@@ -192,7 +192,7 @@ def test_padding_is_made_air(tmp_path):
 
 
 def test_secondary_captures_are_read_back_where_they_were(tmp_path):
-    """Values to half a step of 16 bits, place and orientation kept; the same files again for the same result."""
+    """Values to half a step of 16 bits, place and orientation kept; the same files for the same result."""
     pytest.importorskip("pydicom")
     from invdiff_ct.formats import dicom_output
 
