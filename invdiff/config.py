@@ -15,7 +15,7 @@ from typing import Any
 from invdiff.errors import InputError, unknown_name
 from invdiff.registry import plugins
 
-GROUPS = ("domain", "operator", "prior", "sampler", "noise", "run")
+GROUPS = ("domain", "operator", "prior", "sampler", "noise", "start", "run")
 
 
 def config_folder() -> Path:
@@ -103,7 +103,7 @@ def complete(overrides: Sequence[str]) -> list[str]:
             f"operator {chosen['operator']!r} belongs to domain {wanted!r}, not to {chosen['domain']!r}"
         )
     for group in GROUPS:
-        chosen.setdefault(group, "default" if group == "run" else "auto")
+        chosen.setdefault(group, {"run": "default", "start": "prior"}.get(group, "auto"))
     return [f"{group}={chosen[group]}" for group in GROUPS] + rest
 
 

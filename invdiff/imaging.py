@@ -94,7 +94,7 @@ def std_scale(config: Mapping[str, Any]) -> float:
 
 def canvas(columns: int, aspect: float = 1.0) -> tuple[Figure, list[Axes]]:
     """A row of panels for images of that height over width."""
-    page = _page(2.6 * columns, 2.6 * aspect + 0.3)
+    page = page_of(2.6 * columns, 2.6 * aspect + 0.3)
     return page, list(np.atleast_1d(page.subplots(1, columns)).flat)
 
 
@@ -117,7 +117,7 @@ def planes_figure(
     """One column an image, its three planes below each other, on the window [0, top]."""
     shapes = [plane.shape for plane in three_planes(next(iter(images.values())))]
     heights = [rows / columns for rows, columns in shapes]
-    page = _page(max(2.3 * len(images), 2.6), 2.3 * sum(heights) + 0.4)
+    page = page_of(max(2.3 * len(images), 2.6), 2.3 * sum(heights) + 0.4)
     axes = np.atleast_2d(page.subplots(3, len(images), squeeze=False, height_ratios=heights))
     for column, (name, image) in enumerate(images.items()):
         for row, plane in enumerate(three_planes(image)):
@@ -131,7 +131,7 @@ def acquisition_figure(problem: Problem, folder: Path, what: str) -> ReportFigur
 
     acquisition = problem.acquisition
     assert acquisition is not None
-    page = _page(8.0, 2.4)
+    page = page_of(8.0, 2.4)
     axes = page.subplots()
     for number, turn in enumerate(acquisition.turns):
         axes.scatter(
@@ -155,7 +155,8 @@ def acquisition_figure(problem: Problem, folder: Path, what: str) -> ReportFigur
     return ReportFigure("What was measured, in order", path, caption)
 
 
-def _page(width: float, height: float) -> Figure:
+def page_of(width: float, height: float) -> Figure:
+    """An empty page, in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

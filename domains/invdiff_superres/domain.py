@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,11 +41,23 @@ EXAMPLE = Path(__file__).resolve().parent / "examples" / "harbour.png"
 ROUNDING = 1 / (255 * 12**0.5)  # std of rounding to 8 bits, in [0, 1]
 
 
+def _criterion(name: str, sign: float, problem: Problem, x: Tensor) -> float:
+    """A metric of an image against its reference, larger is better."""
+    item: Item = problem.context
+    assert item.reference is not None
+    image = item.image(x)
+    whole = metrics.compare(item.reference, image, item.border)
+    return sign * whole[name]
+
+
 class Superres:
     """The `superres` domain."""
 
     name = "superres"
     baseline_names = tuple(TITLES)
+    criteria: ClassVar[dict[str, Callable[[Problem, Tensor], float]]] = {
+        name: functools.partial(_criterion, name, sign) for name, sign in metrics.CRITERIA.items()
+    }
 
     def problems(self, config: Config) -> list[Problem]:
         given, settings = config["input"], config["domain"]
@@ -135,6 +148,29 @@ class Superres:
         name = "example" if example else "".join(c if c.isalnum() or c in "-_" else "_" for c in file.stem)
         item = Item(name, source, operator, scale, reference, std_scale(config), tuple(warnings), notes)
         return item, Measurement(operator, model, y)
+
+    def references(self, config: Config, folder: Path) -> list[Problem]:
+        """Problems of a folder of references, or of one with `lr` and `hr` inside, by the same names.
+
+        Raises:
+            InputError: for a folder without pictures, or a picture without its partner.
+        """
+        pairs = (folder / "lr").is_dir() and (folder / "hr").is_dir()
+        given = {"path": str(folder / "lr" if pairs else folder)}
+        settings = {"truth": not pairs, "reference": str(folder / "hr") if pairs else None}
+        problems = self.problems(
+            {
+                **config,
+                "input": {**config["input"], **given},
+                "domain": {**config["domain"], **settings},
+            }
+        )
+        alone = next((problem.id for problem in problems if problem.context.reference is None), None)
+        if alone is not None:
+            raise InputError(
+                f"{alone} of {folder / 'lr'} has no reference of the same name in {folder / 'hr'}"
+            )
+        return problems
 
     def training_data(self, settings: Mapping[str, Any]) -> Photographs:
         """Crops for `invdiff train`: `root`, `path`, `held_out` (every n-th), `scale` of a condition."""

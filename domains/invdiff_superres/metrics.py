@@ -22,6 +22,7 @@ CONVENTION = (
     "PSNR-Y and SSIM-Y: 8-bit luminance (BT.601), borders of one scale cropped. HaarPSI and GMSD on all "
     "channels; higher and lower is better"
 )
+CRITERIA = {"haarpsi": 1.0, "psnr_y": 1.0, "ssim_y": 1.0, "gmsd": -1.0}  # and their direction
 Image = Float[np.ndarray, "channel y x"]
 
 

@@ -9,11 +9,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from invdiff.errors import InputError
+
+T = TypeVar("T", int, float)
 
 app = typer.Typer(
     name="invdiff",
@@ -379,6 +381,84 @@ def calibrate(
             agrees = run_calibrate(given, problem, sampler, problems, draws, seed, out, as_json, report)
         if not agrees:
             raise typer.Exit(1)
+
+
+boundary = typer.Typer(help="Reusable boundary conditions of the diffusion ODE.", no_args_is_help=True)
+app.add_typer(boundary, name="boundary")
+
+
+@boundary.command("find")
+def boundary_find(
+    overrides: Overrides = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Folder of references, or with lr and hr inside, pairs.")
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="The same for the controls; every other reference without it.")
+    ] = None,
+    domain: Annotated[str | None, typer.Option(help="Domain pack, such as superres.")] = None,
+    operator: Annotated[str | None, typer.Option(help="Forward model.")] = None,
+    prior: Annotated[str | None, typer.Option(help="Prior.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="Sampler; it is run without noise in its steps.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the candidates.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of boundary.safetensors, .json, .md and .png.")] = Path(
+        "boundary"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Find a start that is good for every image, and compare it with trivial starts on others.
+
+    Besides configuration: candidates=100, criterion=haarpsi, scale=1.0.
+    """
+    with _one_sentence():
+        own, rest = _own(overrides, {"candidates": "100", "criterion": "", "scale": "1.0"})
+        if reference is None:
+            raise InputError("say which references to search on with --reference FOLDER")
+        if not reference.is_dir():
+            raise InputError(f"there is no folder {reference}")
+        given = _gather(rest, domain=domain, operator=operator, prior=prior, sampler=sampler)
+        from invdiff.config import compose
+        from invdiff.run.boundary import run_find, verdict
+
+        config = compose(given)
+        with _progress(quiet=as_json or not sys.stderr.isatty()) as report:
+            summary = run_find(
+                config,
+                reference,
+                test,
+                _number(own, "candidates", int),
+                own["criterion"],
+                _number(own, "scale", float),
+                seed,
+                out,
+                report,
+            )
+        if as_json:
+            typer.echo(json.dumps(summary))
+            return
+        typer.echo(verdict(summary))
+        typer.echo(f"boundary condition: {out / 'boundary.safetensors'}\ntable: {out / 'boundary.md'}")
+
+
+def _own(overrides: list[str] | None, known: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """The command's own key=value settings, and the rest."""
+    own, rest = dict(known), []
+    for override in overrides or []:
+        key, equals, value = override.partition("=")
+        if equals and key in known:
+            own[key] = value
+        else:
+            rest.append(override)
+    return own, rest
+
+
+def _number(own: dict[str, str], key: str, kind: type[T]) -> T:
+    try:
+        return kind(own[key])
+    except ValueError:
+        raise InputError(f"{key} is {own[key]!r}; expected a number") from None
 
 
 @app.command()

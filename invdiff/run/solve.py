@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from invdiff.run.directory import (
 )
 from invdiff.run.filters import filter_facts, filter_warnings
 from invdiff.run.provenance import measurement_digest, provenance
+from invdiff.run.start import started
 from invdiff.sampler.design import entropy_of_samples
 from invdiff.sampler.loop import Sampler, draw, prepared, require_supported, whole_groups
 
@@ -54,6 +55,7 @@ class Job:
     sampler: Sampler
     belief: Sampler
     device: torch.device
+    warnings: tuple[str, ...] = ()
 
 
 def choose_device(name: str) -> torch.device:
@@ -140,7 +142,10 @@ def plan(config: Mapping[str, Any]) -> Job:
     device = choose_device(str(config["run"]["device"]))
     domain: Domain = load("domains", str(config["domain"]["name"]))()
     prior = make_prior(config["prior"])
-    sampler = make_sampler(config["sampler"], prior.card)
+    begun = started(config, make_sampler(config["sampler"], prior.card), prior)
+    sampler = begun.sampler
+    if begun.fixed and int(config["samples"]) > 1:
+        config = {**config, "samples": 1}  # every sample would be the same image
     try:
         problems = domain.problems(config)
     except ModuleNotFoundError as error:
@@ -158,7 +163,9 @@ def plan(config: Mapping[str, Any]) -> Job:
         check_prior(adapted, problem)
         if problem.pending is None or bool(problem.measurement.y.any()):  # else nothing is measured yet
             check_scale(adapted, problem)
-    return Job(config, domain, problems, priors, sampler, belief_sampler(config, prior.card), device)
+    problems = [replace(problem, notes={**problem.notes, **begun.notes}) for problem in problems]
+    belief = belief_sampler(config, prior.card)
+    return Job(config, domain, problems, priors, sampler, belief, device, begun.warnings)
 
 
 def belief_sampler(config: Mapping[str, Any], card: PriorCard) -> Sampler:
@@ -341,7 +348,7 @@ def _finish(job: Job, run: Path, results: list[ItemResult]) -> dict[str, Any]:
             "table": result.summary.table,
             "facts": {**result.summary.facts, **filter_facts(result.posterior), **entropy_fact(result)},
             "convention": result.summary.convention,
-            "warnings": [*result.summary.warnings, *filter_warnings(result.posterior)],
+            "warnings": [*job.warnings, *result.summary.warnings, *filter_warnings(result.posterior)],
             "chi2_per_sample": residual,
             "chi2_of_mean": round(chi2_mean, 4),
             "notes": {**result.problem.notes, **inferred_level(result)},

@@ -115,7 +115,7 @@ class DiffusionSampler(Wrapper):
 
     @property
     def claim(self) -> Claim:
-        return self.guidance.claim
+        return getattr(self.start, "claim", self.guidance.claim)
 
     @property
     def wrapped(self) -> Guidance:
