@@ -6,12 +6,12 @@ Values are the file's own over its largest, in [0, 1]; they are taken as they ar
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from invdiff import InputError
@@ -148,13 +148,30 @@ def write(path: Path, values: Float[np.ndarray, "channel y x"], bits: int | None
 
 
 def _coded(path: Path) -> np.ndarray:
+    from PIL import Image
+
+    head = path.read_bytes()[:26]
+    if not head:
+        raise InputError(f"{path.name} is empty")
+    if head[:8] == b"\x89PNG\r\n\x1a\n" and head[24:25] == b"\x10":
+        return _deep_png(path)
+    with Image.open(path) as image:
+        palette = image.mode == "P"
+        opened = image.convert("RGBA" if "transparency" in image.info else "RGB") if palette else image
+        if opened.mode not in ("L", "LA", "RGB", "RGBA"):
+            raise InputError(f"{path.name} has colours of mode {opened.mode}; expected grey or RGB")
+        return np.asarray(opened)
+
+
+def _deep_png(path: Path) -> np.ndarray:
+    """16 bits a channel, which Pillow reduces to 8 where there are colours."""
+    import torch
     from torchvision.io import ImageReadMode, decode_image
 
-    data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
-    if not len(data):
-        raise InputError(f"{path.name} is empty")
-    decoded = decode_image(data, mode=ImageReadMode.UNCHANGED)
-    return np.moveaxis(decoded.numpy(), 0, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+        return np.moveaxis(decode_image(data, mode=ImageReadMode.UNCHANGED).numpy(), 0, 2)
 
 
 def _tiff(path: Path) -> np.ndarray:

@@ -105,7 +105,7 @@ class Boundary:
 
     def save(self, path: Path) -> Path:
         """One safetensors file: the field on the searched shape, and everything else as its header."""
-        tensors = {"z": field_of(self.start.seed, self.start.key, self.shape)}
+        tensors = {"z": field_of(self.start.seed, self.start.key, self.shape).contiguous()}
         header = {"format": FORMAT, **asdict(self)}
         part = path.with_name("." + path.name)
         save_file(tensors, part, {"invdiff_boundary": json.dumps(header)})
