@@ -49,6 +49,8 @@ _EXPORTS = {
     "Prior": "invdiff.prior.prior",
     "PriorCard": "invdiff.prior.prior",
     "SlicewisePrior": "invdiff.prior.slicewise",
+    "CrossedPrior": "invdiff.prior.slicewise",
+    "TiledPrior": "invdiff.prior.tiled",
     "TrainingData": "invdiff.prior.training",
     "Acquisition": "invdiff.sampler.design",
     "Design": "invdiff.sampler.design",
@@ -95,6 +97,7 @@ __all__ = [
     "Composed",
     "Composition",
     "Config",
+    "CrossedPrior",
     "Design",
     "DiffusionSampler",
     "Domain",
@@ -136,6 +139,7 @@ __all__ = [
     "StackedOperator",
     "Summary",
     "Tick",
+    "TiledPrior",
     "TrainingData",
     "Unguided",
     "UnknownGaussianNoise",
@@ -191,7 +195,8 @@ if TYPE_CHECKING:
     from invdiff.prior.mixture import GaussianMixture
     from invdiff.prior.network import ChannelwisePrior, NetworkPrior
     from invdiff.prior.prior import Prior, PriorCard
-    from invdiff.prior.slicewise import SlicewisePrior
+    from invdiff.prior.slicewise import CrossedPrior, SlicewisePrior
+    from invdiff.prior.tiled import TiledPrior
     from invdiff.prior.training import TrainingData
     from invdiff.registry import load as load_plugin
     from invdiff.sampler.design import (

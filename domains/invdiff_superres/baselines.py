@@ -19,9 +19,9 @@ TITLES = {
 }
 
 
-def upsampled(operator: Separable, y: Float[Tensor, "measured y x"], kernel: str) -> Float[Tensor, "c Y X"]:
+def upsampled(operator: Separable, y: Float[Tensor, "*measured y x"], kernel: str) -> Float[Tensor, "*c Y X"]:
     """Interpolation of the data to the size of x; data of mixed colours become equal channels."""
-    channels, height, width = operator.event_shape
+    channels, height, width = operator.event_shape[-3:]
     rows, columns = (
         torch.from_numpy(
             np.eye(size)
@@ -30,13 +30,13 @@ def upsampled(operator: Separable, y: Float[Tensor, "measured y x"], kernel: str
             if kernel != "nearest"
             else np.repeat(np.eye(size), full // size, axis=0)
         ).to(y)
-        for size, full in zip(operator.data_shape[1:], (height, width), strict=True)
+        for size, full in zip(operator.data_shape[-2:], (height, width), strict=True)
     )
     image = rows @ y @ columns.mT
-    return image if len(image) == channels else image.expand(channels, -1, -1).clone()
+    return image if image.shape[-3] == channels else image.expand(channels, -1, -1).clone()
 
 
-def all_baselines(operator: Separable, y: Float[Tensor, "measured y x"], tick: Tick) -> Estimates:
+def all_baselines(operator: Separable, y: Float[Tensor, "*measured y x"], tick: Tick) -> Estimates:
     """Nearest, bicubic, Lanczos-3, and `x + A^+ (y - A x)` from Lanczos-3.
 
     The last is the image nearest to Lanczos' that gives the data exactly: where back-projection converges to.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from invdiff import (
     Config,
+    CrossedPrior,
     Estimates,
     Figure,
     GaussianNoise,
@@ -24,20 +25,24 @@ from invdiff import (
     Posterior,
     Prior,
     Problem,
+    SlicewisePrior,
     Summary,
     Tick,
+    TiledPrior,
     UnknownGaussianNoise,
     keyed_stream,
     load_plugin,
 )
 from invdiff.imaging import coverage, std_scale
-from invdiff_superres import formats, metrics
+from invdiff_superres import formats, metrics, volume
 from invdiff_superres.baselines import TITLES, all_baselines, upsampled
 from invdiff_superres.formats import Picture
 from invdiff_superres.item import Item, make_operator
 from invdiff_superres.training import Photographs
+from invdiff_superres.volume import VolumeItem
 
 EXAMPLE = Path(__file__).resolve().parent / "examples" / "harbour.png"
+PLANES = 32  # of a volume in one network call
 ROUNDING = 1 / (255 * 12**0.5)  # std of rounding to 8 bits, in [0, 1]
 
 
@@ -63,6 +68,16 @@ class Superres:
         given, settings = config["input"], config["domain"]
         path = Path(given["path"]) if given.get("path") else None
         card = load_plugin("priors", str(config["prior"]["name"]))(config["prior"]).card
+        if path is not None and volume.is_volume(path):
+            thick, measurement = volume.read(path, config)
+            if card.channels not in (None, 1):
+                raise InputError(
+                    f"prior {card.name!r} has {card.channels} channels and {path.name} one; choose a prior "
+                    "of one, such as prior=brain_mr"
+                )
+            event = measurement.operator.event_shape
+            assert event is not None
+            return [Problem(thick.name, measurement, event, thick, thick.notes)]
         truth = path is None or bool(settings["truth"])
         references = _references(settings["reference"], path)
         items = [
@@ -145,8 +160,13 @@ class Superres:
         }
         if len(source.values) == 1 and operator.event_shape[0] == 3:
             notes["colour"] = "grey data: a luminance of unknown colours, which are averaged over"
+        tile, overlap = int(config["domain"]["tile"]), int(config["domain"]["overlap"])
+        if tile and max(operator.event_shape[-2:]) > tile:
+            notes["tiles"] = f"of {tile} pixels with {overlap} shared, in the prior alone"
         name = "example" if example else "".join(c if c.isalnum() or c in "-_" else "_" for c in file.stem)
-        item = Item(name, source, operator, scale, reference, std_scale(config), tuple(warnings), notes)
+        item = Item(
+            name, source, operator, scale, reference, std_scale(config), tuple(warnings), notes, tile, overlap
+        )
         return item, Measurement(operator, model, y)
 
     def references(self, config: Config, folder: Path) -> list[Problem]:
@@ -181,25 +201,38 @@ class Superres:
     def adapt_prior(self, prior: Prior, problem: Problem) -> Prior:
         item: Item = problem.context
         card = prior.card
+        if isinstance(problem.context, VolumeItem):
+            slices = SlicewisePrior(prior, PLANES)
+            return CrossedPrior(slices) if problem.context.crossed else slices
         if card.shape is not None and tuple(card.shape) != tuple(problem.shape[-2:]):
             raise InputError(
                 f"prior {card.name!r} was trained for images of {tuple(card.shape)} and this one is "
                 f"{tuple(problem.shape[-2:])}; choose a prior for any size"
             )
         if not card.condition:
-            return prior
+            return self._tiled(prior, item)
         if card.condition != item.operator.kind:
             raise InputError(
                 f"prior {card.name!r} is conditional on data of {card.condition!r} and these are "
                 f"{item.operator.kind!r}; choose an unconditional prior"
             )
         assert isinstance(prior, NetworkPrior)
-        return prior.given(upsampled(item.operator, problem.measurement.y, "bicubic")[None])
+        given = prior.given(upsampled(item.operator, problem.measurement.y, "bicubic")[None])
+        return self._tiled(given, item)
+
+    @staticmethod
+    def _tiled(prior: Prior, item: Item) -> Prior:
+        """The prior by tiles where the image is larger than one."""
+        if not item.tile or max(item.operator.event_shape[-2:]) <= item.tile:
+            return prior
+        return TiledPrior(prior, item.tile, item.overlap)
 
     def baselines(self, problem: Problem, tick: Tick) -> Estimates:
         return all_baselines(problem.context.operator, problem.measurement.y, tick)
 
     def summarise(self, problem: Problem, posterior: Posterior, baselines: Estimates) -> Summary:
+        if isinstance(problem.context, VolumeItem):
+            return volume.summarise(problem.context, posterior, baselines)
         item: Item = problem.context
         facts: dict[str, Any] = {}
         if item.std_scale != 1:
@@ -227,6 +260,8 @@ class Superres:
         return Summary(table, facts, metrics.CONVENTION, item.warnings)
 
     def write(self, problem: Problem, posterior: Posterior, baselines: Estimates, folder: Path) -> None:
+        if isinstance(problem.context, VolumeItem):
+            return volume.write(problem.context, posterior, folder)
         item: Item = problem.context
         mean, std, samples = item.maps(posterior)
         bits = item.picture.bits
@@ -253,6 +288,8 @@ class Superres:
     def figures(
         self, problem: Problem, posterior: Posterior, baselines: Estimates, folder: Path
     ) -> list[Figure]:
+        if isinstance(problem.context, VolumeItem):
+            return volume.figures(problem, posterior, baselines, folder)
         from invdiff_superres.figures import draw_figures
 
         return draw_figures(problem, posterior, baselines, folder)

@@ -28,6 +28,7 @@ class Item:
         std_scale: factor on the std map (see configs/domain/superres.yaml).
         warnings: sentences that a reader must not miss.
         notes: for the report.
+        tile, overlap: of the prior, in pixels; tile 0: none.
     """
 
     name: str
@@ -38,6 +39,8 @@ class Item:
     std_scale: float = 1.0
     warnings: tuple[str, ...] = ()
     notes: dict[str, Any] = field(default_factory=dict)
+    tile: int = 0
+    overlap: int = 0
 
     @property
     def border(self) -> int:

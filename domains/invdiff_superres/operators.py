@@ -10,6 +10,7 @@ log-determinants cost four small products, at any image size, without iterations
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +27,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 class Separable(LinearOperator):
-    """`m . (W_h x W_w^T)`: x [batch, channel, Y, X] to [batch, channel or 1, y, x].
+    """`m . (W_h x W_w^T)`: x [batch, *plane, channel, Y, X] to [batch, *plane, channel or 1, y, x].
 
     Args:
         rows, columns: weights [y, Y] and [x, X], each row summing to one.
@@ -46,8 +47,8 @@ class Separable(LinearOperator):
         if mix is not None and len(mix) != channels:
             raise InputError(f"{len(mix)} channel weights were given for {channels} channels")
         self.kind = kind
-        self.event_shape = (channels, rows.shape[1], columns.shape[1])
-        self.data_shape = (channels if mix is None else 1, rows.shape[0], columns.shape[0])
+        self.event_shape: tuple[int, ...] = (channels, rows.shape[1], columns.shape[1])
+        self.data_shape: tuple[int, ...] = (channels if mix is None else 1, rows.shape[0], columns.shape[0])
         self._rows, self._columns = torch.from_numpy(rows), torch.from_numpy(columns)
         self._mix = None if mix is None else torch.tensor(mix, dtype=torch.float64)
         self._power = 1.0 if mix is None else float(sum(weight**2 for weight in mix))
@@ -59,6 +60,14 @@ class Separable(LinearOperator):
             spectra.append(values**2)
         self._spectrum = self._power * torch.outer(*spectra)
 
+    def stacked(self, planes: int) -> Separable:
+        """This operator on every plane of a stack; channels must not be mixed."""
+        if self._mix is not None:
+            raise InputError("a stack of planes has one channel each")
+        out = copy.copy(self)
+        out.event_shape, out.data_shape = (planes, *self.event_shape), (planes, *self.data_shape)
+        return out
+
     @property
     def spectrum(self) -> Float[Tensor, "y x"]:
         """Eigenvalues of `A A^T` of one channel."""
@@ -69,18 +78,18 @@ class Separable(LinearOperator):
     ) -> float:
         return math.sqrt(float(self._spectrum.max()))
 
-    def forward(self, x: Float[Tensor, "batch channel Y X"]) -> Float[Tensor, "batch measured y x"]:
+    def forward(self, x: Float[Tensor, "batch *channel Y X"]) -> Float[Tensor, "batch *measured y x"]:
         if self._mix is not None:
             x = torch.einsum("c,bcyx->byx", self._mix.to(x), x)[:, None]
         return self._rows.to(x) @ x @ self._columns.to(x).mT
 
-    def adjoint(self, y: Float[Tensor, "batch measured y x"]) -> Float[Tensor, "batch channel Y X"]:
+    def adjoint(self, y: Float[Tensor, "batch *measured y x"]) -> Float[Tensor, "batch *channel Y X"]:
         x = self._rows.to(y).mT @ y @ self._columns.to(y)
         return x if self._mix is None else self._mix.to(x)[:, None, None] * x
 
     def solve(
-        self, b: Float[Tensor, "batch measured y x"], gain: float, offset: float
-    ) -> Float[Tensor, "batch measured y x"]:
+        self, b: Float[Tensor, "batch *measured y x"], gain: float, offset: float
+    ) -> Float[Tensor, "batch *measured y x"]:
         """`(gain A A^T + offset)^-1 b`."""
         left, right = (basis.to(b) for basis in self._bases)
         values = (gain * self._spectrum + offset).to(b)
@@ -88,14 +97,14 @@ class Separable(LinearOperator):
 
     def log_det(self, gain: float, offset: float) -> float:
         """`log det (gain A A^T + offset)` over all measured channels."""
-        return self.data_shape[0] * float((gain * self._spectrum + offset).log().sum())
+        return math.prod(self.data_shape[:-2]) * float((gain * self._spectrum + offset).log().sum())
 
     def resolvent(
-        self, rhs: Float[Tensor, "batch channel Y X"], gamma: float
-    ) -> Float[Tensor, "batch channel Y X"]:
+        self, rhs: Float[Tensor, "batch *channel Y X"], gamma: float
+    ) -> Float[Tensor, "batch *channel Y X"]:
         return rhs - gamma * self.adjoint(self.solve(self.forward(rhs), gamma, 1.0))
 
-    def minimum_norm(self, y: Float[Tensor, "batch measured y x"]) -> Float[Tensor, "batch channel Y X"]:
+    def minimum_norm(self, y: Float[Tensor, "batch *measured y x"]) -> Float[Tensor, "batch *channel Y X"]:
         """`A^T (A A^T)^-1 y`, the smallest x that gives y."""
         return self.adjoint(self.solve(y, 1.0, 0.0))
 

@@ -53,7 +53,7 @@ def end(start: FixedStart, measurement: Measurement, steps: int = 40) -> torch.T
 
 
 def test_end_of_the_ode_is_the_closed_form():
-    """h = m + C (x_T - m), C = U diag sqrt((s_min^2 + l) / (s_max^2 + l)) U^T; the step to 0 maps s_min to 0."""
+    """h = m + C (x_T - m), C = U diag sqrt((s_min^2 + l) / (s_max^2 + l)) U^T; it ends at s_min = 0."""
     _, measurement = problem(0)
     prior = field_prior()
     mean, covariance = posterior(prior, measurement)
@@ -136,7 +136,7 @@ def test_random_starts_cost_twice_the_mean_and_the_search_lies_between():
 
 
 def test_halving_finds_what_the_full_search_finds():
-    """Scores that differ by more than their spread: the same winner, with fewer evaluations; order is no matter."""
+    """Scores that differ by more than their spread: the same winner with half the runs, in any order."""
     random = np.random.default_rng(0)
     quality, noise = np.linspace(0, 1, 24), 0.005 * random.standard_normal((24, 16))
     calls = []
