@@ -19,6 +19,7 @@ from invdiff import (
     Figure,
     GaussianNoise,
     InputError,
+    LinearOperator,
     Measurement,
     NetworkPrior,
     Noise,
@@ -34,7 +35,7 @@ from invdiff import (
     load_plugin,
 )
 from invdiff.imaging import coverage, std_scale
-from invdiff_superres import formats, metrics, volume
+from invdiff_superres import formats, jpeg, metrics, volume
 from invdiff_superres.baselines import TITLES, all_baselines, upsampled
 from invdiff_superres.formats import Picture
 from invdiff_superres.item import Item, make_operator
@@ -108,6 +109,7 @@ class Superres:
         scale = _scale(operator_settings)
         noise, level = _noise(config["noise"], source)
         warnings = []
+        coefficients: jpeg.Coefficients | None = None
         if truth:
             _, height, width = source.values.shape
             kept = height // scale[0] * scale[0], width // scale[1] * scale[1]
@@ -125,6 +127,10 @@ class Superres:
                 top = 2**source.bits - 1
                 y = (y.clamp(0, 1) * top).round() / top
             source = Picture(y.numpy(), source.bits, None, source.notes)
+            if operator_settings["jpeg"] is not None:
+                content = jpeg.encode(source.values, int(operator_settings["jpeg"]))
+                coefficients = jpeg.read(content, "the simulated JPEG")
+                source = Picture(jpeg.decode(content), 8, None, source.notes)
             warnings.append("The data are simulated from a picture; the forward model is ours.")
             cropped = kept != (height, width)
             how = "simulated from the picture" + (f", cropped to {kept[1]} x {kept[0]}" if cropped else "")
@@ -132,6 +138,8 @@ class Superres:
             shape = source.values.shape
             operator = make_operator(operator_settings, shape, card.channels)
             reference, how = None, "the picture as it is"
+            if file.suffix.lower() in (".jpg", ".jpeg"):
+                coefficients = jpeg.read(file, file.name)
             if reference_file is not None:
                 reference = formats.read(reference_file).values
                 expected = (shape[0], shape[1] * scale[0], shape[2] * scale[1])
@@ -147,14 +155,19 @@ class Superres:
                 f"{100 * clipped:.0f} % of the data are at 0 or at the largest value; they may be clipped, "
                 "and are taken as they are."
             )
+        measured: LinearOperator = operator
+        if coefficients is not None:
+            measured = jpeg.Jpeg(operator, coefficients)
+            y, level = measured.data(coefficients), jpeg.STD
+            how += f", JPEG of steps {coefficients.steps[0].min():g} to {coefficients.steps[0].max():g}"
         model = noise or (
             UnknownGaussianNoise(level) if config["noise"].get("infer") else GaussianNoise(level)
         )
         notes = {
             "data": how + (" (bundled, of our own making)" if example else ""),
-            "forward model": operator.kind,
+            "forward model": measured.kind,  # type: ignore[attr-defined]
             "size": f"{_size(source.values.shape)} to {_size(operator.event_shape)}",
-            "noise": _noise_words(model, source),
+            "noise": _noise_words(model, source) if coefficients is None else "rounding of the coefficients",
             "values at the ends": f"{100 * clipped:.2g} %",
             **source.notes,
         }
@@ -167,7 +180,7 @@ class Superres:
         item = Item(
             name, source, operator, scale, reference, std_scale(config), tuple(warnings), notes, tile, overlap
         )
-        return item, Measurement(operator, model, y)
+        return item, Measurement(measured, model, y)
 
     def references(self, config: Config, folder: Path) -> list[Problem]:
         """Problems of a folder of references, or of one with `lr` and `hr` inside, by the same names.
@@ -211,13 +224,14 @@ class Superres:
             )
         if not card.condition:
             return self._tiled(prior, item)
-        if card.condition != item.operator.kind:
+        kind = problem.measurement.operator.kind  # type: ignore[attr-defined]
+        if card.condition != kind:
             raise InputError(
                 f"prior {card.name!r} is conditional on data of {card.condition!r} and these are "
-                f"{item.operator.kind!r}; choose an unconditional prior"
+                f"{kind!r}; choose an unconditional prior"
             )
         assert isinstance(prior, NetworkPrior)
-        given = prior.given(upsampled(item.operator, problem.measurement.y, "bicubic")[None])
+        given = prior.given(upsampled(item.operator, item.data, "bicubic")[None])
         return self._tiled(given, item)
 
     @staticmethod
@@ -228,7 +242,9 @@ class Superres:
         return TiledPrior(prior, item.tile, item.overlap)
 
     def baselines(self, problem: Problem, tick: Tick) -> Estimates:
-        return all_baselines(problem.context.operator, problem.measurement.y, tick)
+        item = problem.context
+        data = problem.measurement.y if isinstance(item, VolumeItem) else item.data
+        return all_baselines(item.operator, data, tick)
 
     def summarise(self, problem: Problem, posterior: Posterior, baselines: Estimates) -> Summary:
         if isinstance(problem.context, VolumeItem):
@@ -237,7 +253,7 @@ class Superres:
         facts: dict[str, Any] = {}
         if item.std_scale != 1:
             facts["std map scaled by"] = f"{item.std_scale:g} (fitted on held-out training photographs)"
-        y = problem.measurement.y
+        y = item.data
         for name, value in (("one sample", posterior.samples[0]), ("the mean", posterior.mean)):
             again = item.operator(value.clamp(0, 1)[None])[0]
             facts[f"grey levels off the data, {name}"] = round(255 * float((again - y).abs().mean()), 3)

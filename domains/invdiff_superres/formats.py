@@ -81,7 +81,7 @@ def read(path: Path) -> Picture:
         ) from None
     notes: dict[str, Any] = {}
     if ending in (".jpg", ".jpeg"):
-        notes["format"] = "JPEG: its block artefacts are not in the noise model; give noise.sigma="
+        notes["format"] = "JPEG: the quantisation of its coefficients is the noise"
     return picture(raw, path.name, notes)
 
 

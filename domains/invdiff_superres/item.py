@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -41,6 +42,11 @@ class Item:
     notes: dict[str, Any] = field(default_factory=dict)
     tile: int = 0
     overlap: int = 0
+
+    @property
+    def data(self) -> Float[Tensor, "*channel y x"]:
+        """The picture as a tensor."""
+        return torch.from_numpy(self.picture.values)
 
     @property
     def border(self) -> int:

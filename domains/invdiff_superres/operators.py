@@ -60,6 +60,15 @@ class Separable(LinearOperator):
             spectra.append(values**2)
         self._spectrum = self._power * torch.outer(*spectra)
 
+    @property
+    def mix(self) -> tuple[float, ...] | None:
+        """Weights of the channels in the one that is measured, where one is."""
+        return None if self._mix is None else tuple(self._mix.tolist())
+
+    def axes(self) -> tuple[Float[np.ndarray, "y Y"], Float[np.ndarray, "x X"]]:
+        """The weights along both axes."""
+        return self._rows.numpy(), self._columns.numpy()
+
     def stacked(self, planes: int) -> Separable:
         """This operator on every plane of a stack; channels must not be mixed."""
         if self._mix is not None:

@@ -150,7 +150,7 @@ def test_fixed_starts_give_one_image_and_say_so(tmp_path):
 
 
 def test_tiles_change_little(tmp_path):
-    """The trained network, by tiles of 96 with 48 shared, against the whole: where it sees farther, by little."""
+    """The trained network by tiles of 96 with 48 shared, against the whole: it sees farther by little."""
     from invdiff import TiledPrior
     from invdiff.run.solve import make_prior
 
