@@ -19,7 +19,6 @@ from invdiff import (
     Figure,
     GaussianNoise,
     InputError,
-    LinearOperator,
     Measurement,
     NetworkPrior,
     Noise,
@@ -39,6 +38,7 @@ from invdiff_superres import formats, jpeg, metrics, volume
 from invdiff_superres.baselines import TITLES, all_baselines, upsampled
 from invdiff_superres.formats import Picture
 from invdiff_superres.item import Item, make_operator
+from invdiff_superres.operators import Separable
 from invdiff_superres.training import Photographs
 from invdiff_superres.volume import VolumeItem
 
@@ -155,7 +155,7 @@ class Superres:
                 f"{100 * clipped:.0f} % of the data are at 0 or at the largest value; they may be clipped, "
                 "and are taken as they are."
             )
-        measured: LinearOperator = operator
+        measured: Separable | jpeg.Jpeg = operator
         if coefficients is not None:
             measured = jpeg.Jpeg(operator, coefficients)
             y, level = measured.data(coefficients), jpeg.STD
@@ -165,7 +165,7 @@ class Superres:
         )
         notes = {
             "data": how + (" (bundled, of our own making)" if example else ""),
-            "forward model": measured.kind,  # type: ignore[attr-defined]
+            "forward model": measured.kind,
             "size": f"{_size(source.values.shape)} to {_size(operator.event_shape)}",
             "noise": _noise_words(model, source) if coefficients is None else "rounding of the coefficients",
             "values at the ends": f"{100 * clipped:.2g} %",
@@ -180,6 +180,10 @@ class Superres:
         item = Item(
             name, source, operator, scale, reference, std_scale(config), tuple(warnings), notes, tile, overlap
         )
+        if isinstance(model, GaussianNoise):
+            measured = measured.scaled()
+            model = type(model)(model.sigma * measured.scale)
+            y = y * measured.scale
         return item, Measurement(measured, model, y)
 
     def references(self, config: Config, folder: Path) -> list[Problem]:

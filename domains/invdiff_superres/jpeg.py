@@ -11,6 +11,7 @@ is subsampled its decoder has smoothed it, and one grey level is added to what i
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ class Jpeg(LinearOperator):
                 f"a JPEG of {len(file.planes)} planes for {channels} channels; expected 1 or 3 of each"
             )
         self.event_shape: tuple[int, ...] = resampled.event_shape
-        self.kind = f"{resampled.kind}, JPEG"
+        self.kind, self.scale = f"{resampled.kind}, JPEG", 1.0
         self._parts: list[Separable] = []
         self._steps: list[Tensor] = []
         for number, (step, shrink) in enumerate(zip(file.steps, file.shrink, strict=True)):
@@ -164,6 +165,13 @@ class Jpeg(LinearOperator):
             self._steps.append(torch.from_numpy(np.tile(unsure, (len(tall) // 8, len(wide) // 8)) / 255))
         self._sizes = [math.prod(part.data_shape) for part in self._parts]
         self.data_shape = (sum(self._sizes),)
+
+    def scaled(self) -> Jpeg:
+        """This operator with its norm brought to 1."""
+        out = copy.copy(self)
+        out.scale = 1 / self.norm(self.event_shape)
+        out.__dict__.pop("_norms", None)
+        return out
 
     def data(self, file: Coefficients) -> Float[Tensor, "data"]:
         """The file's coefficients as this operator makes them; the 128 that files take off Y is added."""
@@ -179,9 +187,9 @@ class Jpeg(LinearOperator):
 
     def forward(self, x: Float[Tensor, "batch channel Y X"]) -> Float[Tensor, "batch data"]:
         planes = zip(self._parts, self._steps, strict=True)
-        return torch.cat([(part(x) / step.to(x)).flatten(1) for part, step in planes], dim=1)
+        return self.scale * torch.cat([(part(x) / step.to(x)).flatten(1) for part, step in planes], dim=1)
 
     def adjoint(self, y: Float[Tensor, "batch data"]) -> Float[Tensor, "batch channel Y X"]:
         planes = zip(torch.split(y, self._sizes, dim=1), self._parts, self._steps, strict=True)
         parts = [part.adjoint(one.reshape(-1, *part.data_shape) / step.to(y)) for one, part, step in planes]
-        return torch.stack(parts).sum(dim=0)
+        return self.scale * torch.stack(parts).sum(dim=0)

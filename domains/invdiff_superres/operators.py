@@ -46,7 +46,7 @@ class Separable(LinearOperator):
     ) -> None:
         if mix is not None and len(mix) != channels:
             raise InputError(f"{len(mix)} channel weights were given for {channels} channels")
-        self.kind = kind
+        self.kind, self.scale = kind, 1.0
         self.event_shape: tuple[int, ...] = (channels, rows.shape[1], columns.shape[1])
         self.data_shape: tuple[int, ...] = (channels if mix is None else 1, rows.shape[0], columns.shape[0])
         self._rows, self._columns = torch.from_numpy(rows), torch.from_numpy(columns)
@@ -69,6 +69,13 @@ class Separable(LinearOperator):
         """The weights along both axes."""
         return self._rows.numpy(), self._columns.numpy()
 
+    def scaled(self) -> Separable:
+        """This operator with its norm brought to 1, as published step lengths assume; data scale with it."""
+        out = copy.copy(self)
+        out.scale = 1 / self.norm(self.event_shape)
+        out._spectrum = self._spectrum * out.scale**2
+        return out
+
     def stacked(self, planes: int) -> Separable:
         """This operator on every plane of a stack; channels must not be mixed."""
         if self._mix is not None:
@@ -90,10 +97,10 @@ class Separable(LinearOperator):
     def forward(self, x: Float[Tensor, "batch *channel Y X"]) -> Float[Tensor, "batch *measured y x"]:
         if self._mix is not None:
             x = torch.einsum("c,bcyx->byx", self._mix.to(x), x)[:, None]
-        return self._rows.to(x) @ x @ self._columns.to(x).mT
+        return self.scale * (self._rows.to(x) @ x @ self._columns.to(x).mT)
 
     def adjoint(self, y: Float[Tensor, "batch *measured y x"]) -> Float[Tensor, "batch *channel Y X"]:
-        x = self._rows.to(y).mT @ y @ self._columns.to(y)
+        x = self.scale * (self._rows.to(y).mT @ y @ self._columns.to(y))
         return x if self._mix is None else self._mix.to(x)[:, None, None] * x
 
     def solve(

@@ -37,12 +37,15 @@ Overrides = Annotated[
 
 @contextmanager
 def _one_sentence() -> Iterator[None]:
-    """Bad input: its sentence on stderr and exit code 2. Interruption: exit code 130."""
+    """Bad input: its sentence on stderr and exit code 2. A sampler that diverges: 1. Interruption: 130."""
     try:
         yield
     except InputError as error:
         typer.echo(f"invdiff: {error}", err=True)
         raise typer.Exit(2) from None
+    except FloatingPointError as error:
+        typer.echo(f"invdiff: {error}", err=True)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.echo(
             "invdiff: interrupted; continue a solve with `invdiff resume RUN`, a training with its command",

@@ -53,10 +53,12 @@ LOOP_KEYS = {
 
 
 def make_schedule(settings: Mapping[str, Any], card: PriorCard) -> schedules.Schedule:
-    """The levels of `settings`, moved onto a prior's own where it knows no others."""
+    """The levels of `settings`, within what the prior was trained at; its own where it knows no others."""
     kind = settings.get("schedule", "karras")
     steps = int(settings.get("steps", 50))
     high, low = float(settings.get("sigma_max", 80.0)), float(settings.get("sigma_min", 0.002))
+    # A network without normalisation can return anything beyond the levels it was trained at.
+    high = min(high, card.sigma_range[1]) if low < card.sigma_range[1] else high
     if kind == "karras":
         levels = schedules.karras(steps, high, low, float(settings.get("rho", 7.0)))
     elif kind == "loguniform":

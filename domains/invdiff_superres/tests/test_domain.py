@@ -76,9 +76,11 @@ def test_grey_data_constrain_the_luminance_alone(tmp_path):
 
 def test_simulated_data_are_rounded_as_files_are():
     (problem,) = Superres().problems(config())
-    y = problem.measurement.y * 255
+    y = problem.context.data * 255
     torch.testing.assert_close(y, y.round(), rtol=0, atol=1e-4)
-    assert problem.measurement.noise.sigma == pytest.approx(1 / (255 * 12**0.5))
+    operator = problem.measurement.operator
+    assert operator.norm(problem.shape) == pytest.approx(1)
+    assert problem.measurement.noise.sigma == pytest.approx(operator.scale / (255 * 12**0.5))
     truth = torch.from_numpy(formats.read(EXAMPLE).values)
     chi2 = float(problem.measurement.chi2(truth[None])[0])
     assert 0.9 < chi2 < 1.1  # rounding is uniform, of just that variance
