@@ -13,10 +13,8 @@ table says its command, versions and seed. Two processes of one thread each.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -24,6 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import numpy as np
+from common import closing, solve
 
 CASES = {
     "30": ["operator=sparse_view", "operator.views=30"],
@@ -43,24 +42,6 @@ HELD_OUT = (
 )  # of configs/train/ct.yaml
 
 
-def solve(overrides: list[str], folder: Path | None = None) -> dict[str, object]:
-    """One run in a temporary (or given) directory; its metrics and timing."""
-    import torch
-
-    torch.set_num_threads(1)
-    from invdiff.config import compose
-    from invdiff.run.solve import begin, execute, plan
-
-    with tempfile.TemporaryDirectory() as temporary:
-        out = folder or Path(temporary) / "run"
-        job = plan(compose(["domain=ct", *overrides, f"run.out={out}"]))
-        run = begin(job)
-        execute(job, run)
-        metrics = json.loads((run / "metrics.json").read_text())
-        timing = json.loads((run / "timing.json").read_text())
-    return {"item": next(iter(metrics.values())), "seconds": next(iter(timing.values()))}
-
-
 def slices(data: Path, split: str, count: int) -> list[np.ndarray]:
     """The first slice of each patient, in the order of the file."""
     with np.load(data / f"ct_{split}/lung256_siim_{split}.npz") as file:
@@ -76,7 +57,7 @@ def jobs_of(images: list[np.ndarray], case: str, extra: list[str], folder: Path)
     for number, image in enumerate(images):
         path = folder / f"slice{number}.npy"
         np.save(path, image)
-        jobs.append([*CASES[case], f"input.path={path}", f"seed={number}", *extra])
+        jobs.append(["domain=ct", *CASES[case], f"input.path={path}", f"seed={number}", *extra])
     return jobs
 
 
@@ -141,7 +122,10 @@ def tooth(data: Path, extra: list[str], keep: Path | None) -> None:
         with tempfile.TemporaryDirectory() as temporary:
             folder = (keep or Path(temporary)) / f"tooth-{views}"
             path = data / "ct_test/tooth_sinogram_real.npz"
-            solve([f"input.path={path}", "input.slices=0", f"operator.views={views}", *extra], folder)
+            solve(
+                ["domain=ct", f"input.path={path}", "input.slices=0", f"operator.views={views}", *extra],
+                folder,
+            )
             with np.load(next((folder / "items").iterdir()) / "result.npz") as file:
                 images = {key: file[key] for key in ("fbp", "sirt", "tv", "mean")}
                 images["sample"] = file["samples"][0]
@@ -168,7 +152,6 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="settings of the run as key=value")
     arguments = parser.parse_intermixed_args()
     cases = arguments.cases.split(",")
-    began = time.time()
     if arguments.what == "slices":
         test_slices(
             arguments.data, arguments.overrides, arguments.split, arguments.count, cases, arguments.keep
@@ -177,15 +160,7 @@ def main() -> None:
         tooth(arguments.data, arguments.overrides, arguments.keep)
     else:
         tune_baselines(arguments.data, arguments.count, cases)
-    import torch
-
-    import invdiff
-
-    shown = " ".join(arguments.overrides)
-    print(
-        f"\n`python benchmarks/ct.py {arguments.what} DATA {shown}`; invdiff {invdiff.__version__}, "
-        f"torch {torch.__version__}, 2 processes of 1 thread, {time.time() - began:.0f} s"
-    )
+    closing(f"ct.py {arguments.what} DATA", arguments.overrides, 2)
 
 
 if __name__ == "__main__":

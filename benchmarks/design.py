@@ -13,17 +13,17 @@ components of the samples' Gaussian entropy. Intervals: 95 % of the mean over sl
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import numpy as np
+from common import closing, solve
 
 POLICIES = ("variance", "entropy", "random", "equispaced", "variable_density")
 TITLES = {
@@ -32,20 +32,10 @@ TITLES = {
 }
 
 
-def solve(overrides: list[str]) -> dict[str, object]:
+def acquired(overrides: list[str]) -> dict[str, Any]:
     """One run: metrics of its only item and its acquisition."""
-    import torch
-
-    torch.set_num_threads(1)
-    from invdiff.config import compose
-    from invdiff.run.solve import begin, execute, plan
-
-    with tempfile.TemporaryDirectory() as temporary:
-        job = plan(compose([*overrides, f"run.out={temporary}/run"]))
-        run = begin(job)
-        execute(job, run)
-        item = next(iter(json.loads((run / "metrics.json").read_text()).values()))
-        record = json.loads(next((run / "items").iterdir()).joinpath("acquisition.json").read_text())
+    result = solve(overrides)
+    item, record = result["item"], result["acquisition"]
     row = item["table"]["posterior mean"]
     return {
         "psnr": row["psnr"],
@@ -109,7 +99,7 @@ def run(arguments: argparse.Namespace) -> dict[str, object]:
                             ]
                         )
         with ProcessPoolExecutor(arguments.processes) as pool:
-            results = list(pool.map(solve, jobs))
+            results = list(pool.map(acquired, jobs))
     found = dict(zip(keys, results, strict=True))
     print(f"{len(images)} slices of {arguments.split} subjects, {arguments.seeds} seeds\n")
     print("| budget | policy | PSNR (dB) | SSIM | entropy (nats) | s a decision |\n|---|---|---|---|---|---|")
@@ -208,19 +198,10 @@ def main() -> None:
     parser.add_argument("--figure", type=Path)
     parser.add_argument("overrides", nargs="*", help="settings of the run as key=value")
     arguments = parser.parse_intermixed_args()
-    began = time.time()
     result = run(arguments)
     if arguments.figure:
         draw(result, arguments.figure)
-    import torch
-
-    import invdiff
-
-    shown = " ".join(arguments.overrides)
-    print(
-        f"\n`python benchmarks/design.py {arguments.what} DATA {shown}`; invdiff {invdiff.__version__}, "
-        f"torch {torch.__version__}, {arguments.processes} processes of 1 thread, {time.time() - began:.0f} s"
-    )
+    closing(f"design.py {arguments.what} DATA", arguments.overrides, arguments.processes)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,9 @@ and seed. Two processes of one thread each.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -24,6 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import numpy as np
+from common import closing, solve
 
 CASES = [
     (coils, acceleration, mask)
@@ -44,24 +43,6 @@ BEFORE = {
     ("single", 8, "equispaced"): (28.8, 30.8),
     ("single", 8, "random"): (29.5, 33.4),
 }
-
-
-def solve(overrides: list[str], folder: Path | None = None) -> dict[str, object]:
-    """One run in a temporary (or given) directory; its metrics and timing."""
-    import torch
-
-    torch.set_num_threads(1)
-    from invdiff.config import compose
-    from invdiff.run.solve import begin, execute, plan
-
-    with tempfile.TemporaryDirectory() as temporary:
-        out = folder or Path(temporary) / "run"
-        job = plan(compose([*overrides, f"run.out={out}"]))
-        run = begin(job)
-        execute(job, run)
-        metrics = json.loads((run / "metrics.json").read_text())
-        timing = json.loads((run / "timing.json").read_text())
-    return {"metrics": metrics, "timing": timing}
 
 
 def head_overrides(data: Path, case: tuple[str, int, str], extra: list[str]) -> list[str]:
@@ -90,8 +71,8 @@ def head(data: Path, extra: list[str], keep: Path | None) -> None:
     )
     print("|---|---|---|" + "---|" * (len(NAMES) + 4))
     for case, result in zip(CASES, done, strict=True):
-        item = next(iter(result["metrics"].values()))
-        seconds = next(iter(result["timing"].values()))["sampling"]
+        item = result["item"]
+        seconds = result["seconds"]["sampling"]
         classical, prototype = BEFORE[case]
         facts = item["facts"]
         chi2 = float(np.mean(item["chi2_per_sample"]))
@@ -152,7 +133,7 @@ def test_slices(data: Path, extra: list[str], split: str, count: int, cases: str
             simulated(image, i, (coils, int(acceleration), mask), extra) for i, image in enumerate(images)
         ]
         with ProcessPoolExecutor(2) as pool:
-            items = [next(iter(done["metrics"].values())) for done in pool.map(solve, jobs)]
+            items = [done["item"] for done in pool.map(solve, jobs)]
         rows = [
             cell(
                 {
@@ -191,7 +172,7 @@ def prospective(data: Path, extra: list[str], keep: Path | None) -> None:
         result = solve([f"input.path={path}", *extra], folder)
         with np.load(next((folder / "items").iterdir()) / "result.npz") as file:
             images = {name: np.abs(file[name]) for name in (*TITLES, "mean")}
-    item = next(iter(result["metrics"].values()))
+    item = result["item"]
     print(
         {key: item["notes"][key] for key in ("samples", "acceleration", "coil maps", "noise", "acquisition")}
     )
@@ -220,7 +201,7 @@ def tune_baselines(data: Path) -> None:
                 for i, image in enumerate(images)
             ]
             with ProcessPoolExecutor(2) as pool:
-                items = [next(iter(done["metrics"].values())) for done in pool.map(solve, jobs)]
+                items = [done["item"] for done in pool.map(solve, jobs)]
             row = {
                 name: np.mean([item["table"][name]["psnr"] for item in items])
                 for name in ("L1-wavelet", "TV")
@@ -244,7 +225,6 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="keep the run directories here")
     parser.add_argument("overrides", nargs="*", help="settings of the run as key=value")
     arguments = parser.parse_intermixed_args()
-    began = time.time()
     if arguments.what == "head":
         head(arguments.data, arguments.overrides, arguments.keep)
     elif arguments.what == "slices":
@@ -253,15 +233,7 @@ def main() -> None:
         prospective(arguments.data, arguments.overrides, arguments.keep)
     else:
         tune_baselines(arguments.data)
-    import torch
-
-    import invdiff
-
-    shown = " ".join(arguments.overrides)
-    print(
-        f"\n`python benchmarks/mri.py {arguments.what} DATA {shown}`; invdiff {invdiff.__version__}, "
-        f"torch {torch.__version__}, 2 processes of 1 thread, {time.time() - began:.0f} s"
-    )
+    closing(f"mri.py {arguments.what} DATA", arguments.overrides, 2)
 
 
 if __name__ == "__main__":

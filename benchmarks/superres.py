@@ -10,16 +10,17 @@ bits. Means over images; every table says its versions and settings. Two process
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import numpy as np
+from common import closing, solve
 
 HELD_OUT = 10  # of configs/train/photo.yaml: every tenth photograph
 FACTS = ("within_1_std", "within_2_std", "std_factor", "correlation of std and error")
@@ -39,22 +40,9 @@ def images(data: Path, name: str, count: int | None) -> dict[str, np.ndarray]:
     return dict(list(found.items())[:count])
 
 
-def solve(folder: str, name: str, overrides: list[str]) -> dict[str, object]:
+def job(folder: str, name: str, overrides: list[str]) -> dict[str, Any]:
     """One picture; its metrics and times."""
-    import torch
-
-    torch.set_num_threads(1)
-    from invdiff.config import compose
-    from invdiff.run.solve import begin, execute, plan
-
-    with tempfile.TemporaryDirectory() as temporary:
-        given = [f"input.path={folder}/{name}.png", "domain.truth=true", f"run.out={temporary}/run"]
-        job = plan(compose(["domain=superres", *given, *overrides]))
-        run = begin(job)
-        execute(job, run)
-        metrics = next(iter(json.loads((run / "metrics.json").read_text()).values()))
-        timing = next(iter(json.loads((run / "timing.json").read_text()).values()))
-    return {"item": metrics, "seconds": timing}
+    return solve(["domain=superres", f"input.path={folder}/{name}.png", "domain.truth=true", *overrides])
 
 
 def table(data: Path, name: str, count: int | None, overrides: list[str], processes: int) -> None:
@@ -65,20 +53,19 @@ def table(data: Path, name: str, count: int | None, overrides: list[str], proces
         references = images(data, name, count)
         for key, value in references.items():
             Image.fromarray(value).save(Path(folder) / f"{key}.png")
-        jobs = [pool.submit(solve, folder, key, overrides) for key in references]
-        results = [job.result() for job in jobs]
+        jobs = [pool.submit(job, folder, key, overrides) for key in references]
+        results = [one.result() for one in jobs]
     items = [result["item"] for result in results]
-    for method in items[0]["table"]:  # type: ignore[index]
-        rows = [item["table"][method] for item in items]  # type: ignore[index]
+    for method in items[0]["table"]:
+        rows = [item["table"][method] for item in items]
         means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
         print(f"{method:28s}" + "  ".join(f"{key} {value:7.4f}" for key, value in means.items()))
-    chi2 = float(np.mean([np.mean(item["chi2_per_sample"]) for item in items]))  # type: ignore[index]
-    facts = {key: float(np.mean([item["facts"].get(key, np.nan) for item in items])) for key in FACTS}  # type: ignore[index]
-    calls = items[0]["network_calls_per_sample"]  # type: ignore[index]
-    seconds = float(np.median([result["seconds"]["sampling"] for result in results]))  # type: ignore[index]
+    chi2 = float(np.mean([np.mean(item["chi2_per_sample"]) for item in items]))
+    facts = {key: float(np.mean([item["facts"].get(key, np.nan) for item in items])) for key in FACTS}
+    calls = items[0]["network_calls_per_sample"]
+    seconds = float(np.median([result["seconds"]["sampling"] for result in results]))
     print(f"chi2 of a sample {chi2:.3f}  " + "  ".join(f"{key} {value:.3f}" for key, value in facts.items()))
     print(f"{len(items)} images of {name}, {calls} network calls a sample, median {seconds:.1f} s an image")
-    print("settings:", " ".join(overrides) or "as shipped", flush=True)
 
 
 def main() -> None:
@@ -91,12 +78,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_intermixed_args()
-    import torch
-
-    import invdiff
-
-    print(f"invdiff {invdiff.__version__}, torch {torch.__version__}, seed 0 unless set")
     table(given.data, given.set, given.count, given.overrides, given.processes)
+    closing(f"superres.py table DATA --set {given.set}", given.overrides, given.processes)
 
 
 if __name__ == "__main__":

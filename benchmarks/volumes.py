@@ -14,14 +14,14 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import numpy as np
-from ct import slices, solve
+from common import closing, solve
+from ct import slices
 
 VOLUME = "ct_test/vol_example_ct_3mm.npz"
 PLANES = ("psnr", "psnr_axial", "psnr_coronal", "psnr_sagittal", "ssim", "rmse_hu")
@@ -36,6 +36,7 @@ METHODS = {
 
 def volume_of(path: Path, views: int, extra: list[str]) -> list[str]:
     return [
+        "domain=ct",
         "operator=sparse_view",
         f"operator.views={views}",
         "operator.volume=true",
@@ -101,7 +102,9 @@ def anatomy(data: Path, extra: list[str]) -> None:
             for number, image in enumerate(images):
                 path = Path(temporary) / f"{number}.npz"
                 np.savez(path, hu=image, pixel_mm=2.8 if image.shape[0] == 128 else 3.0)
-                item = solve(["operator.views=16", f"input.path={path}", "samples=4", *extra])["item"]
+                item = solve(["domain=ct", "operator.views=16", f"input.path={path}", "samples=4", *extra])[
+                    "item"
+                ]
                 rows.append([item["table"][key]["psnr"] for key in ("TV", "posterior mean")])
             tv, mean = np.mean(rows, axis=0)
             print(f"| {name} | {tv:.2f} | {mean:.2f} | {mean - tv:+.2f} |", flush=True)
@@ -110,7 +113,6 @@ def anatomy(data: Path, extra: list[str]) -> None:
 def heads(data: Path, extra: list[str]) -> None:
     """MR: the coupling's gain over slices by themselves, where the phase is the same in all of them."""
     import nibabel
-    from mri import solve as solve_mri
 
     with np.load(data / "mri_test/brain128_nichart_test.npz") as file:
         images = file["images"][(file["subject"] == file["subject"][0]) & (file["contrast"] == 0)]
@@ -132,7 +134,7 @@ def heads(data: Path, extra: list[str]) -> None:
             ]
             rows = []
             for rho in ("0", "0.003"):
-                item = next(iter(solve_mri([*common, f"sampler.rho={rho}", *extra])["metrics"].values()))
+                item = solve([*common, f"sampler.rho={rho}", *extra])["item"]
                 rows.append(item["table"])
             slices_of, whole = rows[0]["one sample"], rows[1]["one sample"]
             parts = [f"{whole[key] - slices_of[key]:+.2f}" for key in PLANES[1:4]]
@@ -147,7 +149,6 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="keep the run directories here")
     parser.add_argument("overrides", nargs="*", help="settings of the run as key=value")
     arguments = parser.parse_intermixed_args()
-    began = time.time()
     if arguments.what == "table":
         table(arguments.data, arguments.overrides, arguments.keep)
     elif arguments.what == "tune":
@@ -156,15 +157,7 @@ def main() -> None:
         heads(arguments.data, arguments.overrides)
     else:
         anatomy(arguments.data, arguments.overrides)
-    import torch
-
-    import invdiff
-
-    shown = " ".join(arguments.overrides)
-    print(
-        f"\n`python benchmarks/volumes.py {arguments.what} DATA {shown}`; invdiff {invdiff.__version__}, "
-        f"torch {torch.__version__}, one thread, {time.time() - began:.0f} s"
-    )
+    closing(f"volumes.py {arguments.what} DATA", arguments.overrides, 1)
 
 
 if __name__ == "__main__":
