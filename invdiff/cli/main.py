@@ -413,7 +413,7 @@ def boundary_find(
 ) -> None:
     """Find a start that is good for every image, and compare it with trivial starts on others.
 
-    Besides configuration: candidates=100, criterion=haarpsi, scale=1.0.
+    Besides configuration: candidates=100, criterion=haarpsi, scale=1.0 (or several, scale=0.25,0.5,1).
     """
     with _one_sentence():
         own, rest = _own(overrides, {"candidates": "100", "criterion": "", "scale": "1.0"})
@@ -433,7 +433,7 @@ def boundary_find(
                 test,
                 _number(own, "candidates", int),
                 own["criterion"],
-                _number(own, "scale", float),
+                [_number({"scale": part}, "scale", float) for part in own["scale"].split(",")],
                 seed,
                 out,
                 report,

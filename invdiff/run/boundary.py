@@ -136,7 +136,7 @@ def run_find(
     test: Path | None,
     candidates: int,
     criterion: str,
-    scale: float,
+    scales: Sequence[float],
     seed: int,
     out: Path,
     report: Report = lambda what, done, total: None,
@@ -149,7 +149,7 @@ def run_find(
         test: the same for the controls; None: the second half of `reference`.
         candidates: keys that compete.
         criterion: one of the domain's, larger is better; empty: its first.
-        scale: c of the candidates.
+        scales: c of the candidates, taken in turn.
         seed: of the fields.
         out: folder.
 
@@ -166,6 +166,8 @@ def run_find(
         raise InputError(f"unknown criterion {criterion!r}; expected one of {', '.join(domain.criteria)}")
     if candidates < 2:
         raise InputError(f"candidates is {candidates}; at least two must compete")
+    if not scales or not all(0 <= scale <= 2 for scale in scales):
+        raise InputError(f"scale is {list(scales)}; expected numbers from 0 to 2")
     device = choose_device(str(config["run"]["device"]))
     prior = make_prior(config["prior"])
     sampler = deterministic(make_sampler(config["sampler"], prior.card))
@@ -183,7 +185,7 @@ def run_find(
     runs = Runs(domain, found_in, prior, sampler, device)
     tests = Runs(domain, judged_on, prior, sampler, device)
     out.mkdir(parents=True, exist_ok=True)
-    starts = [FixedStart(seed, key, scale) for key in range(candidates)]
+    starts = [FixedStart(seed, key, scales[key % len(scales)]) for key in range(candidates)]
     found = search(
         starts,
         len(found_in),
@@ -248,6 +250,7 @@ def words(summary: Mapping[str, Any], found: Found) -> str:
         "",
         verdict(summary),
         "",
+        f"The winner has scale {summary['winner']['scale']:g}. "
         f"{summary['candidates']} candidates, {summary['references']} references, {summary['test images']} "
         "test images. Rank correlation of the candidates' scores between two halves of the first references: "
         f"{found.transfer:.2f} (near zero: what is good for one image says nothing of another). The winner "

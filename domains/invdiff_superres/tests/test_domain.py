@@ -261,3 +261,48 @@ def test_conditional_sampler_draws_from_the_law_it_is_given():
     white = (draws - mean) @ basis / values.sqrt()
     assert float(white.mean(0).abs().max()) < 4.5 / 4000**0.5
     assert float((white.T @ white / 4000 - torch.eye(24)).abs().max()) < 0.12
+
+
+def test_boundary_is_found_judged_and_used(tmp_path):
+    """The whole command: search on some pictures, controls on others, a file that a solve accepts."""
+    from typer.testing import CliRunner
+
+    from invdiff.cli.main import app
+
+    folder = tmp_path / "references"
+    folder.mkdir()
+    scene = formats.read(EXAMPLE).values
+    for number in range(6):
+        formats.write(folder / f"p{number}", scene[:, 96:144, 16 * number : 16 * number + 48], 8)
+    found = tmp_path / "found"
+    common = ["operator=bicubic_x4", "sampler.steps=3"]
+    given = ["boundary", "find", "--domain", "superres", "--reference", str(folder), "--out", str(found)]
+    result = CliRunner().invoke(app, [*given, *common, "candidates=6", "scale=0.5,1"])
+    assert result.exit_code == 0, result.output
+    assert "By haarpsi, on images it has not seen" in result.output
+    table = (found / "boundary.md").read_text()
+    for row in ("random, mean of 20", "mean of the prior (zero)", "fixed noise x 0.25", "(oracle)"):
+        assert row in table
+    assert (found / "boundary.png").is_file()
+    path = found / "boundary.safetensors"
+    used = run(tmp_path, *common, "start=boundary", f"start.file={path}")
+    report = (used / "report.html").read_text()
+    assert "One image from a fixed start" in report
+    with pytest.raises(InputError, match=r"set sampler\.steps=3"):
+        plan(config("sampler.steps=4", "start=boundary", f"start.file={path}"))
+    other = plan(config("sampler.steps=3", "start=boundary", f"start.file={path}", "operator=bicubic_x2"))
+    assert any("another forward model" in sentence for sentence in other.warnings)
+    for bad, message in (
+        (["candidates=1"], "at least two"),
+        (["criterion=fid"], "unknown criterion"),
+        (["candidates=many"], "expected a number"),
+        (["scale=9"], "from 0 to 2"),
+    ):
+        refused = CliRunner().invoke(app, [*given, *common, *bad])
+        assert refused.exit_code == 2
+        assert message in refused.output
+    same = CliRunner().invoke(app, [*given, *common, "--test", str(folder), "candidates=4"])
+    assert same.exit_code == 2
+    assert "among the references" in same.output
+    nowhere = CliRunner().invoke(app, ["boundary", "find", "--domain", "ct", "--reference", str(folder)])
+    assert nowhere.exit_code == 2
