@@ -8,6 +8,7 @@ from invdiff.config import compose
 from invdiff.errors import InputError
 from invdiff.measurement.contract import Check, check_operator
 from invdiff.measurement.operator import as_operator
+from invdiff.prior.network import NetworkPrior
 from invdiff.registry import load
 from invdiff.run.solve import make_prior
 
@@ -38,6 +39,9 @@ def check_prior(settings: dict[str, object], shape: tuple[int, ...] | None) -> l
     event = shape or (card.channels or 1, *(card.shape or (64, 64)))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((2, *event), generator=generator)
+    if card.condition:
+        assert isinstance(prior, NetworkPrior)
+        prior = prior.given(torch.full((1, *event), card.mean))
     low, high = max(card.sigma_range[0], 1e-3), min(card.sigma_range[1], 40.0)
     checks = []
     with torch.no_grad():

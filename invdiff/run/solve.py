@@ -35,6 +35,7 @@ from invdiff.run.filters import filter_facts, filter_warnings
 from invdiff.run.provenance import measurement_digest, provenance
 from invdiff.run.start import started
 from invdiff.sampler.design import entropy_of_samples
+from invdiff.sampler.guidance.conditional import Conditional, require_condition
 from invdiff.sampler.loop import Sampler, draw, prepared, require_supported, whole_groups
 
 Report = Callable[[str, int, int], None]
@@ -144,6 +145,8 @@ def plan(config: Mapping[str, Any]) -> Job:
     prior = make_prior(config["prior"])
     begun = started(config, make_sampler(config["sampler"], prior.card), prior)
     sampler = begun.sampler
+    if sampler.name == Conditional.name:
+        require_condition(prior.card)
     if begun.fixed and int(config["samples"]) > 1:
         config = {**config, "samples": 1}  # every sample would be the same image
     try:

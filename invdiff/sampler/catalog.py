@@ -135,22 +135,7 @@ diffpir = guided(DiffPIR)
 proximal = guided(Proximal)
 moment_matching = guided(MomentMatching)
 stsl = guided(STSL)
-
-
-def conditional(settings: Mapping[str, Any], card: PriorCard) -> Sampler:
-    """A prior that is given the data already: its own reverse process, nothing added.
-
-    Raises:
-        InputError: for an unconditional prior, whose samples would not know the data.
-    """
-    if not card.condition:
-        raise InputError(
-            f"prior {card.name!r} is unconditional, and sampler=conditional adds nothing of the data; "
-            "choose a conditional prior or another sampler"
-        )
-    return DiffusionSampler(make_schedule(settings, card), Conditional(), make_integrator(settings))
-
-
+conditional = guided(Conditional)
 plug_and_play = levelled(PlugAndPlay)
 diffusion_mbir = levelled(DiffusionMBIR)
 split_langevin = levelled(SplitLangevin)

@@ -11,7 +11,7 @@ from invdiff.run.check import run_checks
 
 SHAPE = (2, 32, 24)
 SHAPES = {"ct": (1, 32, 32)}  # of domains whose operators take no other kind
-ONE_CHANNEL = {"brain_mr", "lung_ct"}
+CHANNELS = {"brain_mr": 1, "lung_ct": 1, "photo_rgb": 3, "photo_x4": 3}
 NEED_A_FILE = {"safetensors", "monai", "deepinv", "diffusers", "edm", "score_sde"}
 
 
@@ -25,8 +25,7 @@ def test_operator(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(plugins("priors")) - NEED_A_FILE))
 def test_prior(name: str) -> None:
-    channels = 1 if name in ONE_CHANNEL else 2
-    shape = (channels, *SHAPE[1:])
+    shape = (CHANNELS.get(name, 2), *SHAPE[1:])
     failed = [check for check in run_checks("prior", name, [], shape) if not check.passed]
     assert not failed, failed
 

@@ -10,7 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from invdiff.sampler.guidance.guidance import Claim
+from jaxtyping import Float
+from torch import Tensor
+
+from invdiff.errors import InputError
+from invdiff.measurement.measurement import Measurement
+from invdiff.prior.prior import Prior, PriorCard
+from invdiff.sampler.guidance.guidance import Claim, Guided
 from invdiff.sampler.guidance.unguided import Unguided
 
 
@@ -20,3 +26,27 @@ class Conditional(Unguided):
 
     name: ClassVar[str] = "conditional"
     claim: ClassVar[Claim] = "approximate"
+
+    def __call__(
+        self,
+        prior: Prior,
+        measurement: Measurement,
+        x: Float[Tensor, "batch *event"],
+        sigma: float,
+        sigma_next: float,
+    ) -> Guided:
+        require_condition(prior.card)
+        return super().__call__(prior, measurement, x, sigma, sigma_next)
+
+
+def require_condition(card: PriorCard) -> None:
+    """Refuse an unconditional prior, whose samples would not know the data.
+
+    Raises:
+        InputError: where the card names no condition.
+    """
+    if not card.condition:
+        raise InputError(
+            f"prior {card.name!r} is unconditional, and sampler=conditional adds nothing of the data; choose "
+            "a conditional prior or another sampler"
+        )
