@@ -53,13 +53,19 @@ def invdiff(env: dict[str, str], cwd: Path, *arguments: str) -> subprocess.Compl
 
 
 def test_wheel_has_packs_configs_weights_and_no_tests(installed):
-    names = zipfile.ZipFile(installed[0]).namelist()
+    wheel = zipfile.ZipFile(installed[0])
+    names = wheel.namelist()
     assert "invdiff/configs/config.yaml" in names
     assert "invdiff_mri/weights/brain_mr.safetensors" in names
     assert "invdiff_mri/examples/head.npz" in names
     assert {"invdiff_ct/weights/lung_ct.safetensors", "invdiff_ct/examples/chest.npz"} <= set(names)
     assert not [name for name in names if "/tests/" in name]
-    assert installed[0].stat().st_size < 20_000_000
+    weights = {"invdiff_superres/weights/photo_rgb.boundary.safetensors"}
+    weights |= {f"invdiff_superres/weights/{name}.safetensors" for name in ("photo_rgb", "photo_x4")}
+    assert weights <= set(names)
+    sizes = {one.filename: one.compress_size for one in wheel.infolist()}
+    assert max(sizes.values()) < 10_000_000
+    assert sum(size for name, size in sizes.items() if not name.endswith(".safetensors")) < 2_000_000
 
 
 def test_wheel_lists_and_solves(installed, tmp_path):
