@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from invdiff.errors import InputError
 from invdiff.prior.prior import Prior
 from invdiff.registry import plugins
 from invdiff.sampler.boundary import Boundary, FixedStart, prior_digest
 from invdiff.sampler.loop import DiffusionSampler, Sampler
+from invdiff.sampler.noise_search import Kind, NoiseSearch
 
-STARTS = ("prior", "fixed", "boundary")
+STARTS = ("prior", "fixed", "search", "boundary")
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,13 @@ def started(config: Mapping[str, Any], sampler: Sampler, prior: Prior) -> Starte
     if name == "prior":
         return Started(sampler)
     plain = deterministic(sampler)
+    if name == "search":
+        kinds: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
+        if (kind := str(settings["kind"])) not in kinds:
+            raise InputError(f"start.kind is {kind!r}; expected one of {', '.join(kinds)}")
+        count, rounds = int(settings["candidates"]), int(settings["rounds"])
+        words = f"{kind} search for each image, {count} candidates, by log p(y | x)"
+        return Started(NoiseSearch(plain, kinds[kind], count, rounds), notes={"start": words})
     one = "One image from a fixed start: its spread and its evidence are not known."
     if name == "fixed":
         start = FixedStart(0, int(settings["key"]), float(settings["scale"]))

@@ -131,6 +131,7 @@ def test_pairs_and_references(tmp_path):
         (["sampler=conditional"], "unconditional"),
         (["start=boundary", "start.file=none.safetensors"], "no boundary condition"),
         (["start=zero", "sampler=split_langevin"], "reverse loop"),
+        (["start=search", "start.kind=best"], "random, zero_order, paths"),
     ],
 )
 def test_bad_settings_are_refused_before_any_work(overrides, message):
@@ -149,6 +150,25 @@ def test_fixed_starts_give_one_image_and_say_so(tmp_path):
     assert job.sampler.claim == "point"
     assert "One image" in job.warnings[0]
     assert job.sampler.integrator.eta == 0
+
+
+@pytest.mark.parametrize("kind", ["random", "zero_order", "paths"])
+def test_a_search_for_each_image_raises_its_likelihood(kind):
+    """The best of several starts fits the data at least as well as the first of the same starts alone."""
+    from invdiff.run.solve import make_prior
+    from invdiff.sampler.keys import ParticleNoise
+    from invdiff.sampler.noise_search import NoiseSearch
+
+    settings = config("sampler.steps=4", "start=search", f"start.kind={kind}", "start.candidates=4")
+    job = plan(settings)
+    assert job.sampler.claim == "heuristic"
+    problem = Superres().problems(settings)[0]
+    prior = Superres().adapt_prior(make_prior(settings["prior"]), problem)
+    found = []
+    for sampler in (job.sampler, NoiseSearch(job.sampler.wrapped, kind, 2, 1)):
+        draws = sampler(prior, problem.measurement, problem.shape, ParticleNoise(0, [0]))
+        found.append(float(problem.measurement.log_likelihood(draws.x)[0]))
+    assert found[0] >= found[1]
 
 
 def test_tiles_change_little(tmp_path):
