@@ -45,7 +45,7 @@ def deterministic(sampler: Sampler) -> DiffusionSampler:
             f"a fixed start needs a sampler of the reverse loop and {sampler.name} is none; use proximal, "
             "pigdm, dds, moment_matching or conditional"
         )
-    return replace(sampler, integrator=replace(sampler.integrator, eta=0.0))
+    return replace(sampler, integrator=replace(sampler.integrator, eta=0.0), end="mean")
 
 
 def bundled_boundary(prior: str) -> Path:

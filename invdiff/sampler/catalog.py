@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from invdiff.errors import InputError
 from invdiff.prior.prior import PriorCard
@@ -20,7 +20,7 @@ from invdiff.sampler.guidance.pigdm import PiGDM
 from invdiff.sampler.guidance.proximal import DDS, DiffPIR, Proximal
 from invdiff.sampler.guidance.stsl import STSL
 from invdiff.sampler.integrator import ExponentialMultistep, named
-from invdiff.sampler.loop import DiffusionSampler, Sampler
+from invdiff.sampler.loop import DiffusionSampler, End, Sampler
 from invdiff.sampler.particle_sampler import ParticleSampler
 from invdiff.sampler.plug_and_play import PlugAndPlay
 from invdiff.sampler.red_diff import REDdiff
@@ -49,7 +49,9 @@ LOOP_KEYS = {
     "integrator",
     "eta",
     "churn",
+    "end",
 }
+ENDS: dict[str, End] = {end: end for end in get_args(End)}
 
 
 def make_schedule(settings: Mapping[str, Any], card: PriorCard) -> schedules.Schedule:
@@ -89,7 +91,10 @@ def guided(kind: type[Any]) -> Builder:
 
     def build(settings: Mapping[str, Any], card: PriorCard) -> Sampler:
         guidance: Guidance = construct(kind, settings, LOOP_KEYS, f"sampler {settings.get('name')!r}")
-        return DiffusionSampler(make_schedule(settings, card), guidance, make_integrator(settings))
+        if (end := str(settings.get("end", "mean"))) not in ENDS:
+            raise InputError(f"sampler.end is {end!r}; expected {' or '.join(ENDS)}")
+        schedule, integrator = make_schedule(settings, card), make_integrator(settings)
+        return DiffusionSampler(schedule, guidance, integrator, end=ENDS[end])
 
     return build
 

@@ -6,7 +6,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from invdiff.sampler.feynman_kac import FilterStatistics
 from invdiff.sampler.guidance.guidance import Claim, Guidance, Guided
 from invdiff.sampler.integrator import ExponentialMultistep, Normal
 from invdiff.sampler.keys import ParticleNoise
+from invdiff.sampler.likelihood import posterior_draw
 from invdiff.sampler.schedule import Schedule
 from invdiff.sampler.start import PriorDraw
 
@@ -93,6 +94,9 @@ class Wrapper(ABC):
         return needs_gaussian(self.wrapped)
 
 
+End: TypeAlias = Literal["mean", "draw"]
+
+
 @dataclass(frozen=True)
 class DiffusionSampler(Wrapper):
     """Guided reverse diffusion: the one loop, with its four pieces.
@@ -102,12 +106,24 @@ class DiffusionSampler(Wrapper):
         guidance: D -> E[x0 | x, y].
         integrator: how a step is taken.
         start: the state at the first level.
+        end: what the last level s returns. `mean`: the guided D, which leaves the variance at s out of the
+            samples. `draw`: a draw of N(z; D, r^2 I) N(y; A z, sigma_y^2 I) with the prior's own r^2 at s,
+            by perturb-and-solve: samples whose misfit is that of the noise. Linear operators, Gaussian noise.
     """
 
     schedule: Schedule
     guidance: Guidance
     integrator: ExponentialMultistep = field(default_factory=ExponentialMultistep)
     start: Start = field(default_factory=PriorDraw)
+    end: End = "mean"
+
+    @property
+    def needs_linear(self) -> bool:
+        return self.end == "draw" or super().needs_linear
+
+    @property
+    def needs_gaussian(self) -> bool:
+        return self.end == "draw" or super().needs_gaussian
 
     @property
     def name(self) -> str:
@@ -138,7 +154,15 @@ class DiffusionSampler(Wrapper):
         def denoise(x: Tensor, sigma: float, sigma_next: float) -> Guided:
             return self.guidance(prior, measurement, x, sigma, sigma_next)
 
-        x = descend(denoise, start, (*self.schedule, 0.0), self.integrator, noise.normal, progress)
+        levels = (*self.schedule, 0.0) if self.end == "mean" else self.schedule
+        x = descend(denoise, start, levels, self.integrator, noise.normal, progress)
+        if self.end == "draw":
+            r2 = prior.card.conditional_variance(levels[-1])
+            with torch.no_grad():
+                x = prior.denoise(x, levels[-1])
+            x = posterior_draw(measurement, x, r2, noise, 30, 1e-4, self.name)
+            if progress is not None:
+                progress(len(levels), len(levels))
         require_finite(x, self.name)
         return Draws(x)
 

@@ -1,7 +1,8 @@
 """A conditional prior, D_y(x) = D(x; sigma, c(y)): it is the posterior's denoiser already, nothing is added.
 
 What it was trained to is the law of images given such data, as far as the network has learned it; y enters
-through the condition alone, so a sample need not reproduce it exactly. On a Gaussian prior with the exact
+through the condition alone, so a sample need not reproduce it exactly; with `end: draw` the last level joins
+the network's estimate to the data. On a Gaussian prior with the exact
 conditional denoiser the samples are exact up to the integrator.
 """
 
