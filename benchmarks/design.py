@@ -2,6 +2,7 @@
 
     python benchmarks/design.py heads DATA                  lines of single-coil k-space, of 128
     python benchmarks/design.py chests DATA                 views of 180 over half a turn
+    python benchmarks/design.py mr_chests DATA              lines of 256, anatomy that the prior does not know
     python benchmarks/design.py heads DATA --split train    the same on held-out training subjects
 
 Every policy begins with the same measurements, has the same budget in all and is followed by the same
@@ -29,6 +30,7 @@ POLICIES = ("variance", "entropy", "random", "equispaced", "variable_density")
 TITLES = {
     "heads": "lines measured (of 128)",
     "chests": "views measured (of 180)",
+    "mr_chests": "lines measured (of 256)",
 }
 
 
@@ -49,11 +51,14 @@ def acquired(overrides: list[str]) -> dict[str, Any]:
 def inputs(what: str, data: Path, split: str, count: int, folder: Path) -> list[list[str]]:
     """The settings that name each slice, written once to a file."""
     out = []
-    if what == "heads":
+    if what in ("heads", "mr_chests"):
         from PIL import Image
 
-        with np.load(data / f"mri_{split}/brain128_nichart_{split}.npz") as file:
-            images = file["images"] if split == "test" else file["images"][file["subject"] == 22]
+        name = "brain128_nichart" if what == "heads" else "chest256_admmnet"
+        with np.load(data / f"mri_{split}/{name}_{split}.npz") as file:
+            images = file["images"]
+            if what == "heads" and split != "test":
+                images = images[file["subject"] == 22]
         images = images[(images > 25).mean(axis=(1, 2)) > 0.15]
         for number, index in enumerate(np.linspace(0, len(images) - 1, count + 2).astype(int)[1:-1]):
             path = folder / f"head{number}.png"
