@@ -41,6 +41,11 @@ _EXPORTS = {
     "load_plugin": "invdiff.registry",
     "load_safetensors": "invdiff.prior.checkpoint",
     "save_prior": "invdiff.prior.checkpoint",
+    "read_prior": "invdiff.prior.checkpoint",
+    "card_from": "invdiff.prior.checkpoint",
+    "MASK": "invdiff.prior.masked",
+    "MaskedPrior": "invdiff.prior.masked",
+    "FirstHitting": "invdiff.sampler.first_hitting",
     "wrap_deepinv": "invdiff.prior.checkpoint",
     "GaussianPrior": "invdiff.prior.gaussian",
     "GaussianMixture": "invdiff.prior.mixture",
@@ -52,6 +57,7 @@ _EXPORTS = {
     "CrossedPrior": "invdiff.prior.slicewise",
     "TiledPrior": "invdiff.prior.tiled",
     "TrainingData": "invdiff.prior.training",
+    "TrainSettings": "invdiff.prior.training",
     "Acquisition": "invdiff.sampler.design",
     "Design": "invdiff.sampler.design",
     "acquire": "invdiff.sampler.design",
@@ -92,6 +98,7 @@ _EXPORTS = {
 _RENAMED = {"keyed_stream": "stream", "load_plugin": "load"}
 
 __all__ = [
+    "MASK",
     "Acquisition",
     "ChannelwisePrior",
     "Composed",
@@ -104,6 +111,7 @@ __all__ = [
     "Estimates",
     "Figure",
     "FileExchange",
+    "FirstHitting",
     "Gain",
     "GaussianMixture",
     "GaussianNoise",
@@ -114,6 +122,7 @@ __all__ = [
     "LatentPrior",
     "LinearOperator",
     "Magnitude",
+    "MaskedPrior",
     "MatrixOperator",
     "Measurement",
     "NetworkPrior",
@@ -140,6 +149,7 @@ __all__ = [
     "Summary",
     "Tick",
     "TiledPrior",
+    "TrainSettings",
     "TrainingData",
     "Unguided",
     "UnknownGaussianNoise",
@@ -148,6 +158,7 @@ __all__ = [
     "as_operator",
     "autoencoder_maps",
     "candidates_of",
+    "card_from",
     "centre_block",
     "compose",
     "entropy_of_samples",
@@ -158,6 +169,7 @@ __all__ = [
     "load_safetensors",
     "make_sampler",
     "nuts",
+    "read_prior",
     "sample",
     "sample_prior",
     "save_prior",
@@ -189,15 +201,16 @@ if TYPE_CHECKING:
     from invdiff.measurement.operator import Composed, LinearOperator, MatrixOperator, Operator, as_operator
     from invdiff.measurement.stack import StackedOperator
     from invdiff.posterior import Posterior
-    from invdiff.prior.checkpoint import load_safetensors, save_prior, wrap_deepinv
+    from invdiff.prior.checkpoint import card_from, load_safetensors, read_prior, save_prior, wrap_deepinv
     from invdiff.prior.compose import Composition
     from invdiff.prior.gaussian import GaussianPrior
+    from invdiff.prior.masked import MASK, MaskedPrior
     from invdiff.prior.mixture import GaussianMixture
     from invdiff.prior.network import ChannelwisePrior, NetworkPrior
     from invdiff.prior.prior import Prior, PriorCard
     from invdiff.prior.slicewise import CrossedPrior, SlicewisePrior
     from invdiff.prior.tiled import TiledPrior
-    from invdiff.prior.training import TrainingData
+    from invdiff.prior.training import TrainingData, TrainSettings
     from invdiff.registry import load as load_plugin
     from invdiff.sampler.design import (
         Acquisition,
@@ -209,6 +222,7 @@ if TYPE_CHECKING:
         exchange_folder,
         start_size,
     )
+    from invdiff.sampler.first_hitting import FirstHitting
     from invdiff.sampler.guidance.unguided import Unguided
     from invdiff.sampler.instrument import FileExchange
     from invdiff.sampler.keys import stream as keyed_stream

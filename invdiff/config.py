@@ -66,7 +66,8 @@ def complete(overrides: Sequence[str]) -> list[str]:
     """Fill the groups that were not chosen from those that were.
 
     An operator says its domain and may say what it needs beside it; a domain says
-    its default operator, prior and sampler. Contradictions and unknown names are refused.
+    its default operator, prior and sampler (`chooses`) and other values (`sets`).
+    Contradictions and unknown names are refused.
     """
     chosen: dict[str, str] = {}
     rest = []
@@ -78,8 +79,10 @@ def complete(overrides: Sequence[str]) -> list[str]:
             if chosen.get(key, value) != value:
                 raise InputError(f"{key} is given twice: {chosen[key]!r} and {value!r}")
             chosen[key] = value
-        elif key == "input.axes" and re.fullmatch(r"[a-z]+(,[a-z]+)+", value):
-            rest.append(f'{key}="{value}"')  # a comma is a choice to Hydra unless it is quoted
+        elif (key == "input.axes" and re.fullmatch(r"[a-z]+(,[a-z]+)+", value)) or (
+            key.endswith((".smarts", ".smiles", ".reference")) and value[:1] not in ("'", '"')
+        ):
+            rest.append(f'{key}="{value}"')  # commas and brackets mean something to Hydra unless quoted
         else:
             rest.append(override)
     for group, name in chosen.items():
@@ -95,6 +98,7 @@ def complete(overrides: Sequence[str]) -> list[str]:
     operator = chosen.get("operator", defaults.get("operator"))
     if operator is not None and operator in choices("operator"):
         defaults |= dict(_peek("operator", str(operator)).get("chooses", {}))
+    first = [f"{key}={value}" for key, value in dict(domain.get("sets", {})).items()]
     for group, name in defaults.items():
         chosen.setdefault(str(group), str(name))
     wanted = _peek("operator", chosen["operator"]).get("domain", chosen["domain"])
@@ -104,7 +108,7 @@ def complete(overrides: Sequence[str]) -> list[str]:
         )
     for group in GROUPS:
         chosen.setdefault(group, {"run": "default", "start": "prior"}.get(group, "auto"))
-    return [f"{group}={chosen[group]}" for group in GROUPS] + rest
+    return [f"{group}={chosen[group]}" for group in GROUPS] + first + rest
 
 
 def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:

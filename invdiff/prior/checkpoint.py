@@ -113,12 +113,15 @@ def save_prior(
     network: nn.Module,
     *,
     network_settings: Mapping[str, Any],
-    sigma_data: float,
+    sigma_data: float | None,
     card: PriorCard,
     shift: float = 0.0,
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write weights (half precision by default), network, preconditioning and card as one file."""
+    """Write weights (half precision by default), network, preconditioning and card as one file.
+
+    `sigma_data` is that of the preconditioning; None for networks that are no denoisers.
+    """
     tensors = {key: value.detach().to(dtype).contiguous() for key, value in network.state_dict().items()}
     described = asdict(card)
     header = {"network": dict(network_settings), "sigma_data": sigma_data, "shift": shift, "card": described}
@@ -144,8 +147,12 @@ def monai_unet(**settings: Any) -> nn.Module:
     return TimedNetwork(DiffusionModelUNet(**settings))
 
 
-def load_safetensors(settings: Settings) -> NetworkPrior:
-    """A prior that `save_prior` wrote; settings: `path`, `precision`, `chunk`."""
+def read_prior(settings: Settings) -> tuple[nn.Module, dict[str, Any], PriorCard]:
+    """Network with its weights, header and card of what `save_prior` wrote at `settings.path`.
+
+    Raises:
+        InputError: for another kind of file.
+    """
     path = Path(str(settings.get("path") or ""))
     weights = read_weights(path)
     with safe_open(path, "pt") as file:
@@ -157,12 +164,19 @@ def load_safetensors(settings: Settings) -> NetworkPrior:
     header = json.loads(text)
     network = make_network(header["network"])
     fill(network, {key: value.float() for key, value in weights.items()}, path.name)
-    network = network.to(memory_format=torch.channels_last)
+    return network, header, card_from(settings, **header["card"])
+
+
+def load_safetensors(settings: Settings) -> NetworkPrior:
+    """A denoiser that `save_prior` wrote; settings: `path`, `precision`, `chunk`."""
+    network, header, card = read_prior(settings)
+    if header["sigma_data"] is None:
+        raise InputError(f"{Path(str(settings['path'])).name} holds a network that is no denoiser")
     return NetworkPrior(
-        network,
+        network.to(memory_format=torch.channels_last),
         VarianceExploding(),
         "edm",
-        card_from(settings, **header["card"]),
+        card,
         sigma_data=float(header["sigma_data"]),
         shift=float(header.get("shift", 0.0)),
         precision=str(settings.get("precision", "auto")),

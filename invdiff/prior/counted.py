@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from invdiff.prior.compose import Composition
+from invdiff.prior.masked import MaskedPrior
 from invdiff.prior.prior import Prior, PriorCard, Sigma
 
 
@@ -25,8 +26,10 @@ class Counted(Prior, Protocol):
     def derivatives(self) -> int: ...
 
 
-def counted(prior: Prior) -> Counted:
+def counted(prior: Prior | MaskedPrior) -> Any:
     """The prior, counting from 0; draws in closed form and the parts of a composition stay at hand."""
+    if isinstance(prior, MaskedPrior):
+        return CountedMasked(prior)
     return CountedComposition(prior) if isinstance(prior, Composition) else CountedPrior(prior)
 
 
@@ -51,6 +54,20 @@ class CountedPrior:
 
     def _count(self, gradient: Tensor) -> None:
         self.derivatives += len(gradient)
+
+
+class CountedMasked:
+    """A masked prior; its other attributes are the inner one's."""
+
+    def __init__(self, prior: MaskedPrior) -> None:
+        self.inner, self.calls, self.derivatives = prior, 0, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def log_conditionals(self, tokens: Tensor) -> Tensor:
+        self.calls += len(tokens)
+        return self.inner.log_conditionals(tokens)
 
 
 class CountedComposition(Composition):

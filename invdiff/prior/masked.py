@@ -3,7 +3,7 @@
 A masked (absorbing) diffusion destroys a sequence by masking its sites one after another and is
 known through the conditional law of each masked site given the others (Austin et al., arXiv
 2107.03006; Sahoo et al., arXiv 2406.07524). The state is an integer tensor in which `MASK` marks a
-masked site.
+masked site. Sites that are known stand in the sequence from its start, so conditioning on tokens is exact.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from invdiff.errors import InputError
+from invdiff.prior.prior import PriorCard
 
 MASK = -1
 
@@ -25,6 +26,14 @@ class MaskedPrior(Protocol):
     """A prior over `sites` tokens out of `vocabulary`."""
 
     @property
+    def card(self) -> PriorCard:
+        """Training data and limits."""
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Of what `embed` returns, without batch."""
+
+    @property
     def sites(self) -> int: ...
 
     @property
@@ -32,6 +41,12 @@ class MaskedPrior(Protocol):
 
     def log_conditionals(self, tokens: Int[Tensor, "batch sites"]) -> Float[Tensor, "batch sites vocabulary"]:
         """Normalised `log p(x_i = v | unmasked sites)` for masked sites i; float64."""
+
+    def start(self, count: int, generator: torch.Generator) -> Int[Tensor, "count sites"]:
+        """Sequences to begin with: masked but for what is known, or drawn before the rest."""
+
+    def embed(self, tokens: Int[Tensor, "batch sites"]) -> Float[Tensor, "batch *event"]:
+        """Complete sequences as the forward model sees them."""
 
 
 class TabulatedPrior:
@@ -46,6 +61,8 @@ class TabulatedPrior:
             raise InputError("a tabulated law has one side length, no negative entry and a positive sum")
         self.table = table.double() / table.double().sum()
         self.sites, self.vocabulary = table.ndim, table.shape[0]
+        self.card = PriorCard("tabulated", exact=True)
+        self.event_shape = (self.sites,)
         self.states = torch.tensor(list(itertools.product(range(self.vocabulary), repeat=self.sites)))
 
     @property
@@ -59,3 +76,9 @@ class TabulatedPrior:
         onehot = torch.nn.functional.one_hot(self.states, self.vocabulary).double()
         counts = torch.einsum("bs,siv->biv", weights, onehot)
         return (counts / counts.sum(dim=2, keepdim=True)).log()
+
+    def start(self, count: int, generator: torch.Generator) -> Int[Tensor, "count sites"]:
+        return torch.full((count, self.sites), MASK)
+
+    def embed(self, tokens: Int[Tensor, "batch sites"]) -> Float[Tensor, "batch sites"]:
+        return tokens.float()

@@ -1,4 +1,4 @@
-"""Train a denoiser with the EDM loss (Karras et al. 2022, arXiv 2206.00364, table 1).
+"""Train a prior: the loop, and the EDM loss of denoisers (Karras et al. 2022, arXiv 2206.00364, table 1).
 
     min_theta  E  (sigma^2 + s^2) / (sigma s)^2  | D_theta(x0 + sigma n; sigma) - x0 |^2,     s = sigma_data
     D = c_skip x + c_out F(c_in x; ln(sigma) / 4)
@@ -25,8 +25,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from invdiff.errors import InputError
+from invdiff.prior.checkpoint import card_from, save_prior
 from invdiff.prior.network import EDMDenoiser
 
+CARD_LEVELS = (0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0, 40.0)
 LOSS_LIMIT = 10.0  # above this (far above any trained value) the loss of an image counts by its logarithm
 
 
@@ -45,6 +47,27 @@ class TrainingData(Protocol):
 
     def validation(self) -> Float[Tensor, "images channels y x"]:
         """Held-out images, without augmentation, always the same."""
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What a training run minimises.
+
+    Data that are not for a denoiser have `objective(network, settings)`, which returns one.
+    """
+
+    @property
+    def network(self) -> nn.Module:
+        """Whose weights are trained."""
+
+    def loss(self, stage: Stage, generator: torch.Generator) -> Float[Tensor, "batch"]:
+        """Of the items of one step."""
+
+    def validate(self) -> float:
+        """The mean loss on held-out data, with the same random numbers every time."""
+
+    def save(self, path: Path, config: Mapping[str, Any]) -> None:
+        """Write the prior's file, its card from `config`."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +205,49 @@ def denoising_error(
     return errors
 
 
+class Denoising:
+    """The EDM loss of a denoiser of images."""
+
+    def __init__(self, network: nn.Module, data: TrainingData, settings: TrainSettings) -> None:
+        self.network = network.to(memory_format=torch.channels_last)
+        self.data, self.settings = data, settings
+        self.denoiser = EDMDenoiser(self.network, settings.sigma_data, settings.precision, settings.shift)
+
+    def loss(self, stage: Stage, generator: torch.Generator) -> Float[Tensor, "batch"]:
+        clean = self.data.batch(stage.batch, stage.crop, generator)
+        sigma = draw_sigma(stage.batch, self.settings, generator)
+        noise = torch.randn(clean.shape, generator=generator)
+        given = given_to(self.data, clean, generator)
+        return bounded(edm_loss(self.denoiser, clean, sigma, noise, given))
+
+    def validate(self) -> float:
+        return validate(self.denoiser, self.data, self.settings)
+
+    def save(self, path: Path, config: Mapping[str, Any]) -> None:
+        settings = self.settings
+        held_out = self.data.validation()
+        levels = tuple(level for level in CARD_LEVELS if settings.sigma_min <= level <= settings.sigma_max)
+        errors = denoising_error(self.denoiser, self.data, levels)
+        card = card_from(
+            config,
+            name=str(config["name"]),
+            channels=int(held_out.shape[1]),
+            std=round(float(held_out.std()), 4),
+            mean=round(float(held_out.mean()), 4),
+            sigma_range=(settings.sigma_min, settings.sigma_max),
+            error_levels=levels,
+            error_values=tuple(round(value, 9) for value in errors),
+        )
+        save_prior(
+            path,
+            self.network,
+            network_settings=config["network"],
+            sigma_data=settings.sigma_data,
+            shift=settings.shift,
+            card=card,
+        )
+
+
 def _save(path: Path, content: Mapping[str, Any]) -> None:
     part = path.with_suffix(".part")
     torch.save(dict(content), part)
@@ -189,13 +255,12 @@ def _save(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def train(
-    network: nn.Module,
-    data: TrainingData,
+    objective: Objective,
     settings: TrainSettings,
     folder: Path,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
-) -> EDMDenoiser:
-    """Train `network`, checkpointing in `folder`; returns the averaged denoiser.
+) -> None:
+    """Train the objective's network, checkpointing in `folder`; leaves it with the averaged weights.
 
     `folder/state.pt` is replaced as a whole every `save_every` steps and
     continued from when present; `folder/log.jsonl` holds one row per
@@ -204,8 +269,7 @@ def train(
     """
     torch.set_num_threads(settings.threads)
     folder.mkdir(parents=True, exist_ok=True)
-    network = network.to(memory_format=torch.channels_last)
-    denoiser = EDMDenoiser(network, settings.sigma_data, settings.precision, settings.shift)
+    network = objective.network
     averaged = {name: value.detach().clone() for name, value in network.state_dict().items()}
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=settings.weight_decay
@@ -236,14 +300,10 @@ def train(
         for step in range(first, settings.steps):
             generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
             stage = settings.stage(step)
-            clean = data.batch(stage.batch, stage.crop, generator)
-            sigma = draw_sigma(stage.batch, settings, generator)
-            noise = torch.randn(clean.shape, generator=generator)
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate(step)
             optimizer.zero_grad(set_to_none=True)
-            given = given_to(data, clean, generator)
-            loss = bounded(edm_loss(denoiser, clean, sigma, noise, given)).mean()
+            loss = objective.loss(stage, generator).mean()
             if math.isfinite(loss.item()):
                 torch.autograd.backward(loss)
                 nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
@@ -269,7 +329,7 @@ def train(
             if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
                 live = {name: value.clone() for name, value in network.state_dict().items()}
                 network.load_state_dict(averaged)
-                validation = validate(denoiser, data, settings)
+                validation = objective.validate()
                 network.load_state_dict(live)
                 write({"step": step + 1, "images": seen, "validation": round(validation, 5)})
                 _save(
@@ -285,4 +345,3 @@ def train(
                     },
                 )
     network.load_state_dict(averaged)
-    return denoiser

@@ -8,6 +8,7 @@ from invdiff.config import compose
 from invdiff.errors import InputError
 from invdiff.measurement.contract import Check, check_operator
 from invdiff.measurement.operator import as_operator
+from invdiff.prior.masked import MASK, MaskedPrior
 from invdiff.prior.network import NetworkPrior
 from invdiff.registry import load
 from invdiff.run.solve import make_prior
@@ -35,6 +36,8 @@ def check_prior(settings: dict[str, object], shape: tuple[int, ...] | None) -> l
     x; it must be deterministic, per sample, and differentiable.
     """
     prior = make_prior(settings)
+    if isinstance(prior, MaskedPrior):
+        return check_masked(prior)
     card = prior.card
     event = shape or (card.channels or 1, *(card.shape or (64, 64)))
     generator = torch.Generator().manual_seed(0)
@@ -65,3 +68,24 @@ def check_prior(settings: dict[str, object], shape: tuple[int, ...] | None) -> l
     finite = bool(torch.isfinite(gradient).all())
     checks.append(Check("differentiable", 0.0 if finite else 1.0, 0.0))
     return checks
+
+
+def check_masked(prior: MaskedPrior) -> list[Check]:
+    """Do the conditionals add up to one, per sample and always the same, and do sequences become events?"""
+    generator = torch.Generator().manual_seed(0)
+    tokens = prior.start(8, generator)
+    masked = tokens == MASK
+    laws = prior.log_conditionals(tokens)
+    total = laws[masked].exp().sum(dim=1)
+    alone = torch.cat([prior.log_conditionals(row[None]) for row in tokens])
+    difference = (alone[masked].exp() - laws[masked].exp()).abs().max()
+    again = (prior.log_conditionals(tokens)[masked].exp() - laws[masked].exp()).abs().max()
+    complete = torch.where(masked, laws.argmax(dim=2), tokens)
+    wrong = float(tuple(prior.embed(complete).shape[1:]) != tuple(prior.event_shape))
+    return [
+        Check("something is left to decide", 0.0 if bool(masked.any()) else 1.0, 0.0),
+        Check("conditionals add up to one", float((total - 1).abs().max()), 1e-6),
+        Check("deterministic", float(again), 0.0),
+        Check("per sample", float(difference), 1e-4, "batch of eight against one at a time"),
+        Check("embeds into its event shape", wrong, 0.0),
+    ]

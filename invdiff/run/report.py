@@ -50,7 +50,8 @@ def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
     if not rows:
         return "<p>No reference is known for this item: nothing to compare with.</p>"
     columns = list(next(iter(rows.values())))
-    best = max(rows, key=lambda name: rows[name].get("psnr", 0.0))
+    leading = "psnr" if "psnr" in columns else columns[0]
+    best = max(rows, key=lambda name: rows[name].get(leading, 0.0))
     heads = "".join(f"<th>{html.escape(_heading(column))}</th>" for column in columns)
     body = []
     for name, values in rows.items():

@@ -20,6 +20,7 @@ from invdiff.errors import InputError
 from invdiff.measurement.noise import GaussianNoise, UnknownGaussianNoise
 from invdiff.posterior import Posterior
 from invdiff.prior.counted import counted
+from invdiff.prior.masked import MaskedPrior
 from invdiff.prior.prior import Prior, PriorCard
 from invdiff.registry import load, missing_extra
 from invdiff.run.acquisition import measured
@@ -72,16 +73,31 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def make_prior(settings: Mapping[str, Any]) -> Prior:
-    """The prior of a configuration."""
+def make_prior(settings: Mapping[str, Any]) -> Any:
+    """The prior of a configuration: a denoiser, or a masked prior of tokens."""
     build = load("priors", str(settings["name"]))
     try:
         prior = build(settings)
     except ModuleNotFoundError as error:
         raise missing_extra(error) from None
-    if not isinstance(prior, Prior):
+    if not isinstance(prior, (Prior, MaskedPrior)):
         raise InputError(f"prior {settings['name']!r} does not return a Prior")
     return prior
+
+
+def check_kind(prior: Prior | MaskedPrior, sampler: Sampler) -> None:
+    """Refuse a sampler of noise levels for a prior of tokens, and the reverse."""
+    tokens, wanted = isinstance(prior, MaskedPrior), bool(getattr(sampler, "discrete", False))
+    if tokens == wanted:
+        return
+    name, kind = (
+        prior.card.name,
+        "tokens and has no noise levels" if tokens else "real numbers, not of tokens",
+    )
+    mend = "sampler=first_hitting" if tokens else "a sampler of noise levels, or a masked prior"
+    raise InputError(
+        f"prior {name!r} is of {kind}, and sampler {sampler.name!r} does not run on it; use {mend}"
+    )
 
 
 def make_sampler(settings: Mapping[str, Any], card: PriorCard) -> Sampler:
@@ -90,8 +106,14 @@ def make_sampler(settings: Mapping[str, Any], card: PriorCard) -> Sampler:
     return sampler
 
 
-def check_prior(prior: Prior, problem: Problem) -> None:
+def check_prior(prior: Prior | MaskedPrior, problem: Problem) -> None:
     """Refuse a prior that does not run on the problem's shape."""
+    if isinstance(prior, MaskedPrior):
+        if prior.event_shape != problem.shape:
+            raise InputError(
+                f"prior {prior.card.name!r} is of events {prior.event_shape}, the problem of {problem.shape}"
+            )
+        return
     probe = torch.zeros(1, *problem.shape)
     try:
         with torch.no_grad():
@@ -145,6 +167,7 @@ def plan(config: Mapping[str, Any]) -> Job:
     prior = make_prior(config["prior"])
     begun = started(config, make_sampler(config["sampler"], prior.card), prior)
     sampler = begun.sampler
+    check_kind(prior, sampler)
     if sampler.name == Conditional.name:
         require_condition(prior.card)
     if begun.fixed and int(config["samples"]) > 1:
@@ -164,6 +187,8 @@ def plan(config: Mapping[str, Any]) -> Job:
     priors = [domain.adapt_prior(prior, problem) for problem in problems]
     for adapted, problem in zip(priors, problems, strict=True):
         check_prior(adapted, problem)
+        if isinstance(adapted, MaskedPrior):
+            continue
         if problem.pending is None or bool(problem.measurement.y.any()):  # else nothing is measured yet
             check_scale(adapted, problem)
     problems = [replace(problem, notes={**problem.notes, **begun.notes}) for problem in problems]

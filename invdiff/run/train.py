@@ -10,17 +10,9 @@ import torch
 
 from invdiff.config import refuse_targets
 from invdiff.errors import InputError
-from invdiff.prior.checkpoint import card_from, fill, make_network, read_weights, save_prior
-from invdiff.prior.training import (
-    Stage,
-    TrainingData,
-    TrainSettings,
-    denoising_error,
-    train,
-)
+from invdiff.prior.checkpoint import fill, make_network, read_weights
+from invdiff.prior.training import Denoising, Objective, Stage, TrainSettings, train
 from invdiff.registry import construct, load
-
-CARD_LEVELS = (0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0, 40.0)
 
 
 def read_config(path: Path, overrides: list[str]) -> dict[str, Any]:
@@ -66,7 +58,7 @@ def train_from_config(path: Path, overrides: list[str], say: Callable[[str], Non
     maker = getattr(domain, "training_data", None)
     if maker is None:
         raise InputError(f"domain {config['domain']!r} has no training data")
-    data: TrainingData = maker(config["data"])
+    data = maker(config["data"])
     folder = Path(str(config["out"]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -85,28 +77,10 @@ def train_from_config(path: Path, overrides: list[str], say: Callable[[str], Non
         else:
             say(f"step {row['step']}/{total}  validation loss {row['validation']:.4f}  (checkpoint)")
 
-    denoiser = train(network, data, settings, folder, report)
-    held_out = data.validation()
-    levels = tuple(level for level in CARD_LEVELS if settings.sigma_min <= level <= settings.sigma_max)
-    errors = denoising_error(denoiser, data, levels)
-    card = card_from(
-        config,
-        name=str(config["name"]),
-        channels=int(held_out.shape[1]),
-        std=round(float(held_out.std()), 4),
-        mean=round(float(held_out.mean()), 4),
-        sigma_range=(settings.sigma_min, settings.sigma_max),
-        error_levels=levels,
-        error_values=tuple(round(value, 9) for value in errors),
-    )
+    make = getattr(data, "objective", None)
+    objective: Objective = make(network, settings) if make else Denoising(network, data, settings)
+    train(objective, settings, folder, report)
     written = folder / f"{config['name']}.safetensors"
-    save_prior(
-        written,
-        denoiser.network,
-        network_settings=config["network"],
-        sigma_data=settings.sigma_data,
-        shift=settings.shift,
-        card=card,
-    )
+    objective.save(written, config)
     say(f"wrote {written}")
     return written

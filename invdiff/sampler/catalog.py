@@ -12,6 +12,7 @@ from invdiff.registry import construct
 from invdiff.sampler import schedule as schedules
 from invdiff.sampler.daps import DAPS
 from invdiff.sampler.diffusion_mbir import DiffusionMBIR
+from invdiff.sampler.first_hitting import MaskedDiffusion
 from invdiff.sampler.guidance.conditional import Conditional
 from invdiff.sampler.guidance.dps import DPS, LikelihoodGradient
 from invdiff.sampler.guidance.guidance import Guidance
@@ -154,3 +155,4 @@ twisted = filtered(Twisted)
 ensemble = filtered(Ensemble)
 steering = filtered(Steering)
 lookahead = filtered(Lookahead)
+first_hitting = filtered(MaskedDiffusion)

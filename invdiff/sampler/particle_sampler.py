@@ -96,6 +96,11 @@ class ParticleSampler(Wrapper):
         return float(getattr(self.method, "reach", 0))
 
     @property
+    def discrete(self) -> bool:
+        """Whether the method is for priors of tokens."""
+        return bool(getattr(self.method, "discrete", False))
+
+    @property
     def composes(self) -> bool:
         """Whether the method weighs compositions of priors correctly."""
         return bool(getattr(self.method, "composes", False))
@@ -150,7 +155,8 @@ class ParticleSampler(Wrapper):
             final = feynman_kac.gather(filtered.particles, chosen)
             if isinstance(final, path_moves.Path):
                 final = final.particles
-            x = final if isinstance(final, torch.Tensor) else final.x
+            state = getattr(model, "state", None)
+            x = state(final) if state else final if isinstance(final, torch.Tensor) else final.x
             rows.update(enumerate(x.reshape(-1, *shape), group * self.keep))
             statistics.append(filtered.statistics)
         x = torch.stack([rows[number] for number in noise.particles])

@@ -117,7 +117,8 @@ def quick(name):
     return {"steps": 10}
 
 
-ALL = sorted(set(plugins("samplers")) - {"conditional"})  # refuses unconditional priors
+# The first refuses unconditional priors, the second denoisers.
+ALL = sorted(set(plugins("samplers")) - {"conditional", "first_hitting"})
 
 
 @pytest.mark.parametrize("name", ALL)

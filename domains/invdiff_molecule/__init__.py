@@ -1,0 +1,1 @@
+"""Molecules: graph priors against formulas, fragments and properties."""

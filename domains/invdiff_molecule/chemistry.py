@@ -1,0 +1,231 @@
+"""Between SMILES and labelled graphs; every call of RDKit lives here.
+
+A molecule is its heavy atoms, each a token (element and formal charge), and a symmetric matrix of bond
+orders 0 to 3, kekulised; hydrogens follow from valences. Stereochemistry is not represented.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from rdkit import Chem, RDLogger
+from rdkit.Chem import rdMolDescriptors
+
+from invdiff import InputError
+
+RDLogger.DisableLog("rdApp.*")  # what does not parse or sanitise is reported by us, with its row
+
+BONDS = (None, Chem.BondType.SINGLE, Chem.BondType.DOUBLE, Chem.BondType.TRIPLE)
+FORMULA = re.compile(r"([A-Z][a-z]?)(\d*)")
+
+
+@dataclass(frozen=True)
+class Token:
+    """An element with a formal charge, written `C`, `N+`, `O-`."""
+
+    element: str
+    charge: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Token:
+        """Of its written form."""
+        element = text.rstrip("+-")
+        signs = text[len(element) :]
+        return cls(element, signs.count("+") - signs.count("-"))
+
+    def __str__(self) -> str:
+        return self.element + ("+" if self.charge > 0 else "-") * abs(self.charge)
+
+    @property
+    def valence(self) -> int:
+        """Bonds of the atom, hydrogens included: that of the neutral element with as many electrons.
+
+        Hypervalent S and P have more.
+        """
+        table = Chem.GetPeriodicTable()
+        number = table.GetAtomicNumber(self.element) - self.charge
+        return int(table.GetDefaultValence(number))
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A molecule as labelled graph.
+
+    Attributes:
+        atoms: index of the token of each heavy atom.
+        bonds: orders 0..3, symmetric with zero diagonal.
+    """
+
+    atoms: Int[np.ndarray, "n"]
+    bonds: Int[np.ndarray, "n n"]
+
+    @property
+    def size(self) -> int:
+        """Heavy atoms."""
+        return len(self.atoms)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The atoms that a prior knows."""
+
+    tokens: tuple[Token, ...]
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> Vocabulary:
+        """From written tokens."""
+        return cls(tuple(Token.parse(str(name)) for name in names))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self.tokens))
+
+    @property
+    def valences(self) -> Int[np.ndarray, "tokens"]:
+        """Of every token."""
+        return np.array([token.valence for token in self.tokens])
+
+    def graph(self, molecule: Chem.Mol) -> Graph:
+        """Tokens and Kekulé bonds.
+
+        Raises:
+            InputError: for an atom that the vocabulary does not hold, a radical, or an explicit isotope.
+        """
+        molecule = Chem.Mol(molecule)
+        Chem.Kekulize(molecule, clearAromaticFlags=True)
+        index = {token: number for number, token in enumerate(self.tokens)}
+        atoms = []
+        for atom in molecule.GetAtoms():
+            token = Token(atom.GetSymbol(), atom.GetFormalCharge())
+            if token not in index or atom.GetNumRadicalElectrons():
+                radical = ", a radical" if atom.GetNumRadicalElectrons() else ""
+                raise InputError(f"atom {atom.GetIdx()} is {token}{radical}; this prior knows {self}")
+            atoms.append(index[token])
+        bonds = np.zeros((len(atoms), len(atoms)), dtype=np.int64)
+        for bond in molecule.GetBonds():
+            i, j = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
+            bonds[i, j] = bonds[j, i] = BONDS.index(bond.GetBondType())
+        return Graph(np.array(atoms, dtype=np.int64), bonds)
+
+    def molecule(self, graph: Graph) -> Chem.RWMol:
+        """The graph as an RDKit molecule, not sanitised."""
+        out = Chem.RWMol()
+        for number in graph.atoms:
+            token = self.tokens[int(number)]
+            atom = Chem.Atom(token.element)
+            atom.SetFormalCharge(token.charge)
+            out.AddAtom(atom)
+        for i, j in zip(*np.nonzero(np.triu(graph.bonds, 1)), strict=True):
+            out.AddBond(int(i), int(j), BONDS[int(graph.bonds[i, j])])
+        return out
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a graph is as a molecule; three verdicts that must not be mixed up.
+
+    Attributes:
+        molecule: sanitised; None where it has a valence problem.
+        smiles: canonical; None where there is no molecule.
+        valid: sanitises, fragments allowed (GDSS' definition).
+        valid_fragment: its largest fragment sanitises (what DiGress and MOSES score).
+        valid_connected: sanitises and is one fragment: the headline.
+        problem: RDKit's own words, empty where there is none.
+    """
+
+    molecule: Any
+    smiles: str | None
+    valid: bool
+    valid_fragment: bool
+    valid_connected: bool
+    problem: str = ""
+
+
+def decode(graph: Graph, vocabulary: Vocabulary) -> Decoded:
+    """The molecule of a graph; never raises, never repairs."""
+    molecule = vocabulary.molecule(graph)
+    problem, smiles = sanitised(molecule)
+    if smiles is not None:
+        return Decoded(molecule, smiles, True, True, "." not in smiles)
+    pieces = Chem.GetMolFrags(vocabulary.molecule(graph), asMols=True, sanitizeFrags=False)
+    largest = max(pieces, key=lambda piece: piece.GetNumAtoms(), default=None)
+    fragment = largest is not None and sanitised(Chem.RWMol(largest))[1] is not None
+    return Decoded(None, None, False, fragment, False, problem)
+
+
+def sanitised(molecule: Chem.RWMol) -> tuple[str, str | None]:
+    """Sanitise in place; RDKit's complaint, and canonical SMILES where there is none."""
+    try:
+        Chem.SanitizeMol(molecule)
+        smiles = Chem.MolToSmiles(molecule)
+    except (Chem.MolSanitizeException, ValueError, RuntimeError) as error:
+        return str(error).splitlines()[0], None
+    return ("", smiles) if smiles else ("no atoms", None)
+
+
+def read_smiles(text: str, where: str = "") -> Chem.Mol:
+    """A molecule without stereochemistry.
+
+    Raises:
+        InputError: where RDKit does not parse it, or it has no atoms.
+    """
+    molecule = Chem.MolFromSmiles(text)
+    if molecule is None or not molecule.GetNumAtoms():
+        raise InputError(f"{where}{text!r} is not a SMILES that RDKit parses")
+    Chem.RemoveStereochemistry(molecule)
+    return molecule
+
+
+def one_fragment(molecule: Chem.Mol, where: str = "", largest: bool = False) -> Chem.Mol:
+    """The molecule, or its largest fragment where that is asked for.
+
+    Raises:
+        InputError: for several fragments.
+    """
+    pieces = Chem.GetMolFrags(molecule, asMols=True)
+    if len(pieces) == 1:
+        return molecule
+    if not largest:
+        raise InputError(
+            f"{where}has {len(pieces)} fragments (a salt or a mixture?); set domain.largest_fragment=true "
+            "to keep the largest"
+        )
+    return max(pieces, key=lambda piece: piece.GetNumAtoms())
+
+
+def read_formula(text: str) -> Counter[str]:
+    """Counts of the elements of `C7H9NO`.
+
+    Raises:
+        InputError: for anything else than element symbols and numbers.
+    """
+    counts: Counter[str] = Counter()
+    for element, number in FORMULA.findall(text):
+        counts[element] += int(number or 1)
+    if not text or FORMULA.sub("", text):
+        raise InputError(f"{text!r} is not a molecular formula such as C7H9NO")
+    table = Chem.GetPeriodicTable()
+    for element in counts:
+        try:
+            table.GetAtomicNumber(element)
+        except RuntimeError:
+            raise InputError(f"{text!r} names {element!r}, which is no element") from None
+    return counts
+
+
+def formula_of(molecule: Chem.Mol) -> str:
+    """Hill formula."""
+    return str(rdMolDescriptors.CalcMolFormula(molecule))
+
+
+def canonical(molecule: Chem.Mol) -> str:
+    """Canonical SMILES without stereochemistry."""
+    return str(Chem.MolToSmiles(molecule, isomericSmiles=False))

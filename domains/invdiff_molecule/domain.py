@@ -1,0 +1,147 @@
+"""`molecule`: a question about molecules, answered by draws of a graph prior given it.
+
+Input is a file of SMILES whose formula or properties are the data (retrospective, so labelled), or nothing:
+then the operator's own settings are the question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from invdiff import (
+    Config,
+    Estimates,
+    Figure,
+    FirstHitting,
+    InputError,
+    MaskedPrior,
+    Posterior,
+    Problem,
+    Summary,
+    Tick,
+    keyed_stream,
+    load_plugin,
+)
+from invdiff_molecule import metrics, output
+from invdiff_molecule.chemistry import Vocabulary, canonical, one_fragment, read_smiles
+from invdiff_molecule.item import Item, question
+from invdiff_molecule.masked import MaskedGraphPrior
+from invdiff_molecule.training import Molecules, lines_of
+
+PRIOR_ALONE = "prior alone"
+
+
+class MoleculeDomain:
+    """The `molecule` domain."""
+
+    name = "molecule"
+    baseline_names = ("prior",)
+
+    def problems(self, config: Config) -> list[Problem]:
+        prior = load_plugin("priors", str(config["prior"]["name"]))(config["prior"])
+        if not isinstance(prior, MaskedGraphPrior):
+            raise InputError(
+                f"prior {config['prior']['name']!r} is no prior of molecules; use prior=qm9_masked"
+            )
+        vocabulary, most = prior.vocabulary_of_atoms, prior.layout.most
+        path = config["input"].get("path")
+        settings, domain = config["operator"], config["domain"]
+        if path is None:
+            return [self._problem("question", question(settings, vocabulary, most), prior, config)]
+        problems = []
+        for row, text in enumerate(lines_of(Path(str(path))), 1):
+            where = f"{Path(str(path)).name}, row {row}: "
+            molecule = one_fragment(read_smiles(text, where), where, bool(domain["largest_fragment"]))
+            try:
+                asked = question(settings, vocabulary, most, molecule)
+            except InputError as error:
+                raise InputError(f"{where}{error}") from None
+            asked["truth"] = canonical(molecule)
+            problems.append(self._problem(f"molecule{row:04d}", asked, prior, config))
+        if not problems:
+            raise InputError(f"{Path(str(path)).name} holds no SMILES")
+        return problems
+
+    @staticmethod
+    def _problem(name: str, asked: dict[str, Any], prior: MaskedGraphPrior, config: Config) -> Problem:
+        wanted = config["domain"]["heavy_atoms"]
+        if wanted is not None:
+            if asked.get("size") not in (None, int(wanted)):
+                raise InputError(f"domain.heavy_atoms is {wanted} and {asked['words']} has {asked['size']}")
+            asked["size"] = int(wanted)
+        vocabulary = prior.vocabulary_of_atoms
+        most = prior.layout.most
+        shared = {"particles": int(config["sampler"].get("particles", 0)), "seed": int(config["seed"])}
+        item = Item(vocabulary, most, **asked, prior={**config["prior"], **shared})
+        prior.given(item.fragment, item.size)  # refused here, before any work
+        notes: dict[str, Any] = {"question": item.words, "atoms known to the prior": str(vocabulary)}
+        if item.truth is not None:
+            notes["simulated from"] = f"{item.truth} (stereochemistry dropped)"
+        if item.fragment is not None:
+            notes["conditioning"] = "the fragment's atoms and bonds stand in the graph from the start: exact"
+        return Problem(name, item.measurement, prior.event_shape, item, notes)
+
+    def adapt_prior(self, prior: MaskedPrior, problem: Problem) -> MaskedPrior:
+        """The prior given what the question says of the graph itself."""
+        item: Item = problem.context
+        if not isinstance(prior, MaskedGraphPrior):
+            raise InputError(f"prior {prior.card.name!r} is no prior of molecules")
+        return prior.given(item.fragment, item.size)
+
+    def baselines(self, problem: Problem, tick: Tick) -> Estimates:
+        """As many draws of the prior, given the fragment and the size alone, as a filter has particles."""
+        item: Item = problem.context
+        prior = load_plugin("priors", str(item.prior["name"]))(item.prior).given(item.fragment, item.size)
+        model = FirstHitting(prior, lambda tokens: torch.zeros(len(tokens)), completions=0)
+        generator = keyed_stream(int(item.prior["seed"]), 77)
+        drawn, _ = model.start(max(int(item.prior["particles"]), 32), generator)
+        for k in range(model.steps):
+            drawn, _ = model.move(k, drawn, generator)
+        tick()
+        return {"prior": model.state(drawn)}
+
+    def summarise(self, problem: Problem, posterior: Posterior, baselines: Estimates) -> Summary:
+        item: Item = problem.context
+        table = {}
+        for name, x in {PRIOR_ALONE: baselines.get("prior"), "posterior samples": posterior.samples}.items():
+            if x is not None:
+                decoded = item.decoded(x)
+                table[name] = metrics.rates(decoded, item.hits(decoded))
+        merged = item.merged(posterior)
+        hits = [row for row in merged if row.hit]
+        facts: dict[str, Any] = {
+            "answers": f"{sum(row.count for row in hits)} of {len(posterior.samples)} draws, "
+            f"{len(hits)} different molecules",
+            "entropy of the draws (nats)": round(metrics.entropy([row.count for row in merged]), 3),
+        }
+        if item.truth is not None:
+            place = [number for number, row in enumerate(merged, 1) if row.decoded.smiles == item.truth]
+            facts["the molecule that it was simulated from"] = (
+                f"found, rank {place[0]} of {len(merged)}" if place else "not among the draws"
+            )
+        warnings = []
+        if not hits:
+            warnings.append(f"0 of {len(posterior.samples)} draws answer the question: {item.words}.")
+        if len(posterior.samples) < 16:
+            warnings.append("Fewer than 16 draws: shares are coarse; set samples=64.")
+        return Summary(table, facts, metrics.CONVENTION, tuple(warnings))
+
+    def write(self, problem: Problem, posterior: Posterior, baselines: Estimates, folder: Path) -> None:
+        """`molecules.csv`, `.smi`, `.sdf` and the states."""
+        item: Item = problem.context
+        output.write(item, item.merged(posterior), posterior, folder)
+
+    def figures(
+        self, problem: Problem, posterior: Posterior, baselines: Estimates, folder: Path
+    ) -> list[Figure]:
+        item: Item = problem.context
+        return output.figures(problem.id, item, item.merged(posterior), baselines.get("prior"), folder)
+
+    def training_data(self, settings: Mapping[str, Any]) -> Molecules:
+        """SMILES of `root/path` with the atoms `tokens` and at most `nodes` of them."""
+        path = Path(str(settings["root"])) / str(settings["path"])
+        return Molecules(path, Vocabulary.of(settings["tokens"]), int(settings["nodes"]))

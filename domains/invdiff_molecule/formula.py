@@ -1,0 +1,170 @@
+"""The molecular formula, which is linear in the packed state, and how to decide a graph that has it.
+
+    n_c = sum_i X_ic for every token,      H = sum_ic v_c X_ic - 2 sum_{i<j} A_ij,      v_c the valence
+
+The H row is wrong for hypervalent S and P. Integers are exact data; sigma_y is a tempering level, and whether
+a molecule has the formula is always checked after decoding.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from invdiff import MASK, InputError, LinearOperator
+from invdiff_molecule.chemistry import Vocabulary, read_formula
+
+if TYPE_CHECKING:
+    from invdiff import Measurement
+    from invdiff_molecule.masked import Layout, MaskedGraphPrior
+
+SWEEPS = 30  # of the balancing of the counts
+REACH = 8.0  # largest |theta| of the tilt of the bonds
+
+
+class Formula(LinearOperator):
+    """Counts of every token, and hydrogens.
+
+    Args:
+        vocabulary: the prior's atoms.
+        most: N.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, most: int) -> None:
+        self.vocabulary, self.most = vocabulary, most
+        self.event_shape = (most, len(vocabulary) + most)
+        self.valences = torch.from_numpy(vocabulary.valences).float()
+        self.upper = torch.triu(torch.ones(most, most), 1)
+
+    def forward(self, x: Float[Tensor, "batch N C"]) -> Float[Tensor, "batch rows"]:
+        kinds = len(self.vocabulary)
+        counts = x[..., :kinds].sum(-2)
+        bonds = (x[..., kinds:] * self.upper.to(x)).sum((-1, -2))
+        hydrogens = (counts * self.valences.to(x)).sum(-1) - 2 * bonds
+        return torch.cat([counts, hydrogens[..., None]], dim=-1)
+
+    def adjoint(self, y: Float[Tensor, "batch rows"]) -> Float[Tensor, "batch N C"]:
+        counts, hydrogens = y[..., None, :-1], y[..., None, -1:]
+        nodes = (counts + hydrogens * self.valences.to(y)).expand(*y.shape[:-1], self.most, -1)
+        edges = -2 * hydrogens * self.upper.to(y)
+        return torch.cat([nodes, edges], dim=-1)
+
+    def data(self, text: str) -> Float[Tensor, "rows"]:
+        """y of `C7H9NO`, charges aside.
+
+        Raises:
+            InputError: for elements that the prior does not know, too many atoms, or impossible hydrogens.
+        """
+        counts = read_formula(text)
+        hydrogens = counts.pop("H", 0)
+        index = {
+            token.element: number for number, token in enumerate(self.vocabulary.tokens) if not token.charge
+        }
+        y = torch.zeros(len(self.vocabulary) + 1)
+        for element, number in counts.items():
+            if element not in index:
+                raise InputError(f"{text} holds {element}; this prior knows {self.vocabulary}")
+            y[index[element]] = number
+        heavy = int(y.sum())
+        if not 1 <= heavy <= self.most:
+            raise InputError(
+                f"{text} has {heavy} heavy atoms; this prior knows molecules of 1 to {self.most}"
+            )
+        most = int((y[:-1] * self.valences).sum()) - 2 * (heavy - 1)
+        if hydrogens > most:
+            raise InputError(
+                f"{text} has {hydrogens} hydrogens; a molecule of these atoms has {most} at most"
+            )
+        if (most - hydrogens) % 2:
+            raise InputError(f"{text} has an odd sum of valences: no closed-shell molecule has this formula")
+        y[-1] = hydrogens
+        return y
+
+    def proposal(self, prior: MaskedGraphPrior, measurement: Measurement) -> FormulaProposal:
+        """Atoms first, by what is left of the counts; then bonds, tilted to what is left of their orders."""
+        return FormulaProposal(prior.layout, measurement.y.cpu(), self.valences)
+
+
+class FormulaProposal:
+    """q of the formula: exact counts by construction, the total bond order by an exponential tilt.
+
+    The matrix (undecided atoms x tokens) of probabilities is balanced to row sums 1 and column sums the
+    counts that are left, and the next atom is drawn from its row. Hydrogens fix the total bond order
+    B = (sum of valences - H) / 2: each pair's law is multiplied by exp(theta order), theta such that the
+    expected order of what is undecided is what is left of B.
+    """
+
+    def __init__(self, layout: Layout, y: Float[Tensor, "rows"], valences: Float[Tensor, "tokens"]) -> None:
+        self.layout = layout
+        self.counts = y[:-1].double()
+        self.order = float((y[:-1] * valences).sum() - y[-1]) / 2
+
+    def sites(self, tokens: Int[Tensor, "batch sites"]) -> Bool[Tensor, "batch sites"]:
+        """Atoms, and pairs where no atom is masked."""
+        atoms = torch.arange(self.layout.sites) < self.layout.most
+        undecided = (tokens[:, : self.layout.most] == MASK).any(dim=1, keepdim=True)
+        return (tokens == MASK) & (atoms == undecided)
+
+    def law(
+        self,
+        tokens: Int[Tensor, "batch sites"],
+        site: Int[Tensor, "batch"],
+        log_p: Float[Tensor, "batch sites vocabulary"],
+    ) -> Float[Tensor, "batch vocabulary"]:
+        out = torch.full((len(tokens), self.layout.vocabulary), -torch.inf, dtype=torch.float64)
+        atom = site < self.layout.most
+        if bool(atom.any()):
+            out[atom, : self.layout.kinds] = self.atoms(tokens[atom], site[atom], log_p[atom])
+        if not bool(atom.all()):
+            pair = ~atom
+            out[pair, :4] = self.bonds(tokens[pair], site[pair], log_p[pair])
+        return out
+
+    def atoms(
+        self,
+        tokens: Int[Tensor, "batch sites"],
+        site: Int[Tensor, "batch"],
+        log_p: Float[Tensor, "batch sites vocabulary"],
+    ) -> Float[Tensor, "batch tokens"]:
+        """Log of the balanced row of the atom."""
+        most, kinds = self.layout.most, self.layout.kinds
+        atoms = tokens[:, :most]
+        used = torch.nn.functional.one_hot(atoms.clamp_min(0), self.layout.vocabulary)[..., :kinds]
+        left = self.counts - (used * (atoms != MASK)[..., None]).sum(1)
+        left = left.clamp_min(0)
+        open_atoms = (atoms == MASK)[..., None]
+        table = torch.where(open_atoms, log_p[:, :most, :kinds].exp().clamp_min(1e-9), 0.0)
+        for _ in range(SWEEPS):
+            table = table * (left / table.sum(1).clamp_min(1e-12))[:, None]
+            table = table / table.sum(2, keepdim=True).clamp_min(1e-12)
+        row = table[torch.arange(len(site)), site] * (left > 0)
+        # Where nothing is left of the counts every token may come, and the weights see it.
+        row = torch.where(row.sum(1, keepdim=True) > 0, row, torch.ones_like(row))
+        return (row / row.sum(1, keepdim=True)).log()
+
+    def bonds(
+        self,
+        tokens: Int[Tensor, "batch sites"],
+        site: Int[Tensor, "batch"],
+        log_p: Float[Tensor, "batch sites vocabulary"],
+    ) -> Float[Tensor, "batch orders"]:
+        """Log of the tilted law of the pair."""
+        most = self.layout.most
+        pairs, laws = tokens[:, most:], log_p[:, most:, :4]
+        orders = torch.arange(4, dtype=torch.float64)
+        masked = pairs == MASK
+        decided = torch.where(masked | (pairs == self.layout.absent), 0, pairs).sum(1).double()
+        left = self.order - decided
+        low = torch.full((len(tokens),), -REACH, dtype=torch.float64)
+        high = -low
+        for _ in range(40):
+            theta = (low + high) / 2
+            tilted = (laws + theta[:, None, None] * orders).softmax(-1)
+            expected = (torch.where(masked[..., None], tilted, 0.0) * orders).sum((1, 2))
+            low = torch.where(expected < left, theta, low)
+            high = torch.where(expected < left, high, theta)
+        chosen = laws[torch.arange(len(site)), site - most]
+        return (chosen + ((low + high) / 2)[:, None] * orders).log_softmax(-1)

@@ -1,0 +1,186 @@
+"""One question about molecules: forward model, data, and what counts as an answer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from rdkit import Chem
+
+from invdiff import GaussianNoise, InputError, Measurement, Posterior
+from invdiff_molecule.chemistry import Decoded, Graph, Vocabulary, decode, formula_of, read_formula
+from invdiff_molecule.formula import Formula
+from invdiff_molecule.objective import Experts, Term, Values, term_of
+from invdiff_molecule.properties import containing
+from invdiff_molecule.state import graphs_of
+
+TEMPERING = 0.05  # sigma_y of integers
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A molecule among the draws.
+
+    Attributes:
+        decoded: the molecule, or what is wrong.
+        count: how many draws are it.
+        hit: whether it is an answer.
+        values: of the question's terms.
+        key: number of the first draw that is it.
+    """
+
+    decoded: Decoded
+    count: int
+    hit: bool
+    values: tuple[float, ...]
+    key: int
+
+
+@dataclass(frozen=True)
+class Item:
+    """The question.
+
+    Attributes:
+        vocabulary, most: atoms of the prior, and how many at most.
+        words: the question in words.
+        hit: whether a connected molecule answers it.
+        measurement: the same for samplers.
+        terms: properties asked for.
+        fragment: what is known of the graph, for the prior.
+        size: heavy atoms, where known.
+        truth: canonical SMILES that the data were simulated from.
+        core: pattern to highlight in pictures.
+        prior: settings of the prior, for draws that do not see the data.
+    """
+
+    vocabulary: Vocabulary
+    most: int
+    words: str
+    hit: Callable[[Any], bool]
+    measurement: Measurement
+    terms: tuple[Term, ...] = ()
+    fragment: Graph | None = None
+    size: int | None = None
+    truth: str | None = None
+    core: Any = None
+    prior: Mapping[str, Any] = field(default_factory=dict)
+
+    def decoded(self, x: torch.Tensor) -> list[Decoded]:
+        """Of every state."""
+        return [decode(graph, self.vocabulary) for graph in graphs_of(x, len(self.vocabulary))]
+
+    def hits(self, decoded: Sequence[Decoded]) -> list[bool]:
+        """Which are answers."""
+        return [one.valid_connected and self.hit(one.molecule) for one in decoded]
+
+    def merged(self, posterior: Posterior) -> list[Merged]:
+        """Draws by canonical SMILES, hits and frequent ones first; what is no molecule at the end."""
+        decoded = self.decoded(posterior.samples)
+        hits = self.hits(decoded)
+        counts = Counter(one.smiles for one in decoded if one.smiles is not None)
+        rows, seen = [], set()
+        values = Values(self.terms, self.vocabulary, self.most)
+        for key, (one, hit) in enumerate(zip(decoded, hits, strict=True)):
+            if one.smiles is not None and one.smiles in seen:
+                continue
+            seen.add(one.smiles)
+            found = values.of_molecule(one.molecule, one.smiles) if one.smiles is not None else ()
+            rows.append(Merged(one, counts.get(one.smiles, 1), hit, found, key))
+        return sorted(
+            rows, key=lambda row: (not row.hit, not row.decoded.valid_connected, -row.count, row.key)
+        )
+
+
+def question(
+    settings: Mapping[str, Any], vocabulary: Vocabulary, most: int, truth: Any = None
+) -> dict[str, Any]:
+    """Keyword arguments of an `Item` for the operator of a configuration.
+
+    Args:
+        settings: the operator's.
+        vocabulary, most: of the prior.
+        truth: a molecule that the data are simulated from; None where they are given.
+
+    Raises:
+        InputError: for what cannot be asked of this prior.
+    """
+    kind = str(settings.get("kind") or settings["name"])
+    if kind == "formula":
+        return _formula(str(settings["formula"]) if truth is None else formula_of(truth), vocabulary, most)
+    if kind == "substructure":
+        if truth is not None:
+            raise InputError(
+                "operator substructure asks for a pattern and takes no input; give operator.smarts"
+            )
+        return _substructure(str(settings.get("smarts") or ""), vocabulary, most)
+    if kind == "property":
+        return _terms([settings], vocabulary, most, truth)
+    if kind == "product":
+        terms = settings.get("operators")
+        if not isinstance(terms, Sequence) or not terms or not all(isinstance(one, Mapping) for one in terms):
+            raise InputError(
+                "operator product needs operator.operators, a list such as [{name: logp, target: 1}, "
+                "{name: qed, direction: maximise}]"
+            )
+        return _terms(terms, vocabulary, most, truth)
+    raise InputError(f"the molecule domain has no operator {kind!r}")
+
+
+def _formula(text: str, vocabulary: Vocabulary, most: int) -> dict[str, Any]:
+    operator = Formula(vocabulary, most)
+    y = operator.data(text)
+    wanted = read_formula(text)
+
+    def hit(molecule: Any) -> bool:
+        return read_formula(formula_of(molecule)) == wanted
+
+    measurement = Measurement(operator, GaussianNoise(TEMPERING), y)
+    size = int(sum(number for element, number in wanted.items() if element != "H"))
+    return {"words": f"formula {text}", "hit": hit, "measurement": measurement, "size": size}
+
+
+def _substructure(smarts: str, vocabulary: Vocabulary, most: int) -> dict[str, Any]:
+    """A reward of six nats; where the pattern is one definite fragment, its tokens are known beside."""
+    present = containing(smarts)
+    pattern = Chem.MolFromSmarts(smarts)
+    definite = Chem.MolFromSmiles(smarts)
+
+    def hit(molecule: Any) -> bool:
+        return bool(molecule.HasSubstructMatch(pattern))
+
+    base = {"words": f"contains {smarts}", "hit": hit, "core": pattern}
+    term = Term("substructure", present, "maximise", 0.5, 1 / 6, 0.0)
+    operator = Values([term], vocabulary, most)
+    measurement = Measurement(operator, Experts((term,)), torch.tensor([term.target], dtype=torch.float64))
+    base |= {"measurement": measurement, "terms": (term,)}
+    if definite is None:
+        return base
+    fragment = vocabulary.graph(definite)
+    if fragment.size > most:
+        raise InputError(
+            f"{smarts} has {fragment.size} heavy atoms and this prior knows molecules of up to {most}"
+        )
+    return {**base, "fragment": fragment}
+
+
+def _terms(
+    settings: Sequence[Mapping[str, Any]], vocabulary: Vocabulary, most: int, truth: Any
+) -> dict[str, Any]:
+    terms = []
+    for one in settings:
+        if truth is not None:
+            value = term_of({**one, "target": 0.0}).measured.value(truth)
+            one = {**one, "target": float(value), "direction": "target"}
+        terms.append(term_of(one))
+    operator = Values(terms, vocabulary, most)
+    y = torch.tensor([term.target for term in terms], dtype=torch.float64)
+    measurement = Measurement(operator, Experts(tuple(terms)), y)
+
+    def hit(molecule: Any) -> bool:
+        return all(term.hit(float(term.measured.value(molecule))) for term in terms)
+
+    words = " and ".join(term.words for term in terms)
+    return {"words": words, "hit": hit, "measurement": measurement, "terms": tuple(terms)}

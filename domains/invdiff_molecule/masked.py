@@ -1,0 +1,257 @@
+"""A masked discrete prior over graphs: p(token of a site | the sites that are decided).
+
+Sites are the N atoms and then the N (N - 1) / 2 pairs, row by row; an atom's token is one of F, a pair's one
+of the bond orders 0..3, and the sites of nodes that are not there hold `ABSENT` from the start: the number of
+nodes is drawn first, from the training set's law. The optimal network knows no time (arXiv 2409.02908).
+
+Tokens that are known (a fragment, given atoms) are simply there from the start, which is exact for the
+model: any-order decoding is conditioned, not guided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from invdiff import MASK, InputError, PriorCard, read_prior
+from invdiff_molecule.chemistry import Graph, Vocabulary
+from invdiff_molecule.network import GraphTransformer, powers
+from invdiff_molecule.state import pack
+
+ORDERS = 4
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the tokens of a graph of at most N nodes and F kinds of atoms stand.
+
+    Attributes:
+        most: N.
+        kinds: F.
+    """
+
+    most: int
+    kinds: int
+
+    @property
+    def sites(self) -> int:
+        """N + N (N - 1) / 2."""
+        return self.most + self.most * (self.most - 1) // 2
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens of either kind of site, and `absent`."""
+        return max(self.kinds, ORDERS) + 1
+
+    @property
+    def absent(self) -> int:
+        """The token of what is not there."""
+        return self.vocabulary - 1
+
+    @cached_property
+    def pairs(self) -> Int[Tensor, "2 pairs"]:
+        """Rows and columns of the pair sites."""
+        return torch.triu_indices(self.most, self.most, 1)
+
+    def empty(self, sizes: Int[Tensor, "batch"]) -> Int[Tensor, "batch sites"]:
+        """Everything masked that is there."""
+        there = torch.arange(self.most) < sizes[:, None]
+        rows, columns = self.pairs
+        present = torch.cat([there, there[:, rows] & there[:, columns]], dim=1)
+        return torch.where(present, MASK, self.absent)
+
+    def tokens(self, graph: Graph) -> Int[Tensor, "sites"]:
+        """Of a molecule, its atoms first."""
+        out = self.empty(torch.tensor([graph.size]))[0]
+        bonds = torch.zeros(self.most, self.most, dtype=torch.long)
+        bonds[: graph.size, : graph.size] = torch.from_numpy(graph.bonds)
+        rows, columns = self.pairs
+        values = torch.cat([out[: self.most], bonds[rows, columns]])
+        values[: graph.size] = torch.from_numpy(graph.atoms)
+        return torch.where(out == MASK, values, out)
+
+    def split(
+        self, tokens: Int[Tensor, "batch sites"]
+    ) -> tuple[Int[Tensor, "batch N"], Int[Tensor, "batch N N"]]:
+        """Atom tokens, and pair tokens as a symmetric matrix whose diagonal is `absent`."""
+        rows, columns = self.pairs
+        matrix = tokens.new_full((len(tokens), self.most, self.most), self.absent)
+        matrix[:, rows, columns] = tokens[:, self.most :]
+        matrix[:, columns, rows] = tokens[:, self.most :]
+        return tokens[:, : self.most], matrix
+
+    def state(self, tokens: Int[Tensor, "batch sites"]) -> Float[Tensor, "batch N C"]:
+        """Packed one-hot state of complete sequences; masked sites are 0."""
+        atoms, pairs = self.split(tokens)
+        nodes = torch.nn.functional.one_hot(atoms.clamp_min(0), self.vocabulary)[..., : self.kinds].float()
+        nodes = nodes * (atoms != MASK)[..., None]
+        decided = (pairs != MASK) & (pairs != self.absent)
+        return pack(nodes, torch.where(decided, pairs, 0).float())
+
+
+class MaskedGraphNetwork(nn.Module):
+    """Logits of every site from a partly masked graph.
+
+    Args:
+        tokens: written atom tokens, in order.
+        nodes: N.
+        width, edge_width, heads, layers: see `GraphTransformer`.
+    """
+
+    sizes: Tensor
+
+    def __init__(self, tokens: Sequence[str], nodes: int, **transformer: int) -> None:
+        super().__init__()
+        self.names = tuple(str(token) for token in tokens)
+        self.layout = Layout(nodes, len(self.names))
+        kinds = self.layout.kinds
+        self.transformer = GraphTransformer(kinds + 4, ORDERS + 3, 2, kinds, ORDERS, **transformer)
+        self.register_buffer("sizes", torch.ones(nodes + 1) / (nodes + 1))
+
+    def forward(self, tokens: Int[Tensor, "batch sites"]) -> Float[Tensor, "batch sites vocabulary"]:
+        """Logits; minus infinity for tokens that a site cannot hold."""
+        layout = self.layout
+        atoms, pairs = layout.split(tokens)
+        there = atoms != layout.absent
+        both = there[:, :, None] & there[:, None]
+        open_atom, open_pair = (atoms == MASK) & there, (pairs == MASK) & both
+        decided = both & ~open_pair & (pairs != layout.absent)
+        bonds = torch.where(decided, pairs, 0).float()
+        count = there.sum(dim=1).float()
+        size = (count / layout.most)[:, None]
+        kinds = nn.functional.one_hot((atoms + 1).clamp(0, layout.kinds), layout.kinds + 1).float()
+        nodes = torch.cat(
+            [
+                kinds * there[..., None],
+                bonds.sum(2, keepdim=True) / ORDERS,
+                open_pair.sum(2, keepdim=True) / layout.most,
+                size[:, None].expand(-1, layout.most, 1),
+            ],
+            dim=-1,
+        )
+        orders = nn.functional.one_hot((pairs + 1).clamp(0, ORDERS), ORDERS + 1).float()
+        edges = torch.cat([orders * both[..., None], powers(bonds)], dim=-1)
+        total = (count * (count + 1) / 2).clamp_min(1)
+        undecided = (open_atom.sum(1) + open_pair.sum((1, 2)) / 2) / total
+        node_out, edge_out = self.transformer(
+            nodes, edges, torch.cat([size, undecided[:, None]], dim=1), there
+        )
+        rows, columns = layout.pairs
+        out = node_out.new_full((len(tokens), layout.sites, layout.vocabulary), -torch.inf)
+        out[:, : layout.most, : layout.kinds] = node_out
+        out[:, layout.most :, :ORDERS] = edge_out[:, rows, columns]
+        return out
+
+
+@dataclass(frozen=True)
+class MaskedGraphPrior:
+    """The network as a masked prior.
+
+    Attributes:
+        network: gives logits.
+        card: what it knows.
+        known: tokens that are there from the start, MASK elsewhere; None for nothing known.
+        size: number of nodes, None to draw it.
+        temperature: logits are divided by it; 1 is the prior itself.
+    """
+
+    network: MaskedGraphNetwork
+    card: PriorCard
+    known: Int[Tensor, "sites"] | None = None
+    size: int | None = None
+    temperature: float = 1.0
+
+    @property
+    def layout(self) -> Layout:
+        """Of its sites."""
+        return self.network.layout
+
+    @property
+    def vocabulary_of_atoms(self) -> Vocabulary:
+        """The atoms that it knows."""
+        return Vocabulary.of(self.network.names)
+
+    @property
+    def sites(self) -> int:
+        """N + N (N - 1) / 2."""
+        return self.layout.sites
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens of either kind of site, and absent."""
+        return self.layout.vocabulary
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Of the packed state."""
+        return (self.layout.most, self.layout.kinds + self.layout.most)
+
+    def given(self, fragment: Graph | None = None, size: int | None = None) -> MaskedGraphPrior:
+        """The prior given an induced fragment (its atoms and all pairs among them) and a number of nodes.
+
+        Raises:
+            InputError: for a fragment or a size that the prior cannot hold.
+        """
+        most = self.layout.most
+        least = fragment.size if fragment is not None else 1
+        if size is not None and not least <= size <= most:
+            raise InputError(
+                f"{size} heavy atoms were asked for; this prior and fragment allow {least} to {most}"
+            )
+        if least > most:
+            raise InputError(
+                f"the fragment has {least} heavy atoms and the prior knows molecules of up to {most}"
+            )
+        known = None
+        if fragment is not None:
+            tokens = self.layout.tokens(fragment)
+            known = torch.where(tokens == self.layout.absent, MASK, tokens)
+        return replace(self, known=known, size=size)
+
+    def start(self, count: int, generator: torch.Generator) -> Int[Tensor, "count sites"]:
+        """Masked graphs whose number of nodes is drawn, with what is known in place.
+
+        With a fragment the number of nodes is drawn from the training set's law among those that hold it.
+        """
+        law = self.network.sizes.double().clone()
+        if self.size is not None:
+            sizes = torch.full((count,), self.size)
+        else:
+            least = 1 if self.known is None else int((self.known[: self.layout.most] != MASK).sum())
+            law[:least] = 0
+            if float(law.sum()) <= 0:
+                law[least:] = 1
+            sizes = torch.multinomial(law, count, replacement=True, generator=generator)
+        tokens = self.layout.empty(sizes)
+        if self.known is None:
+            return tokens
+        return torch.where((tokens == MASK) & (self.known != MASK), self.known, tokens)
+
+    @torch.no_grad()
+    def log_conditionals(self, tokens: Int[Tensor, "batch sites"]) -> Float[Tensor, "batch sites vocabulary"]:
+        device = next(self.network.parameters()).device
+        logits = self.network(tokens.to(device)).double().cpu() / self.temperature
+        return logits.log_softmax(dim=-1)
+
+    def embed(self, tokens: Int[Tensor, "batch sites"]) -> Float[Tensor, "batch N C"]:
+        """Packed states of complete sequences."""
+        return self.layout.state(tokens)
+
+
+def load_masked(settings: Mapping[str, Any]) -> MaskedGraphPrior:
+    """A masked graph prior from the file that training writes; settings: `path`, `temperature`.
+
+    Raises:
+        InputError: for a file that holds another network.
+    """
+    network, _, card = read_prior(settings)
+    if not isinstance(network, MaskedGraphNetwork):
+        raise InputError(f"{Path(str(settings['path'])).name} holds no masked graph network")
+    return MaskedGraphPrior(network, card, temperature=float(settings.get("temperature", 1.0)))

@@ -1,0 +1,166 @@
+"""Rewards and targets on decoded molecules as a forward model and its noise.
+
+A(x) are the values of the terms on the molecule that x decodes to, NaN where it does not. Every term says in
+which direction it goes,
+
+    target      log-likelihood  -(value - target)^2 / 2 sigma^2
+    maximise    weight (value - scale) / sigma,  minimise the same with a minus      exponential reward
+
+and the terms add up: a product of experts. What is no molecule has the finite `floor`, so that a potential on
+unfinished molecules stays positive.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from invdiff import InputError, Operator
+from invdiff_molecule.chemistry import Vocabulary, decode
+from invdiff_molecule.properties import Property, property_of
+from invdiff_molecule.state import graphs_of
+
+DIRECTIONS = ("target", "maximise", "minimise")
+FLOOR = -20.0
+
+
+@dataclass(frozen=True)
+class Term:
+    """One property and where it should go.
+
+    Attributes:
+        name: of the property, as reports print it.
+        measured: the property.
+        direction: target, maximise or minimise.
+        target: the value that is wanted; of a direction, the value at which the reward is 0.
+        sigma: width of a target; of a direction, the change of value that is worth one nat.
+        tolerance: |value - target| up to which a molecule counts as a hit; of a direction none.
+    """
+
+    name: str
+    measured: Property
+    direction: str
+    target: float
+    sigma: float
+    tolerance: float
+
+    def hit(self, value: float) -> bool:
+        """Whether a value is what was asked for; of a direction, at least as good as `target`."""
+        if math.isnan(value):
+            return False
+        if self.direction == "target":
+            return abs(value - self.target) <= self.tolerance
+        return value >= self.target if self.direction == "maximise" else value <= self.target
+
+    @property
+    def words(self) -> str:
+        """The question in words."""
+        if self.direction == "target":
+            return f"{self.name} = {self.target:g} (sigma {self.sigma:g}, a hit within {self.tolerance:g})"
+        return f"{self.direction} {self.name} (one nat a {self.sigma:g}; a hit from {self.target:g})"
+
+
+def term_of(settings: Mapping[str, Any]) -> Term:
+    """A term of a configuration.
+
+    Raises:
+        InputError: for an unknown property or direction, a width that is not positive.
+    """
+    measured = property_of(settings)
+    name = str(settings["name"])
+    direction = str(settings.get("direction") or ("target" if settings.get("target") is not None else ""))
+    if direction not in DIRECTIONS:
+        raise InputError(
+            f"property {name} needs operator.target=VALUE, or operator.direction=maximise or minimise; found "
+            f"{direction or 'neither'}"
+        )
+    target = settings.get("target")
+    if target is None:
+        if direction == "target":
+            raise InputError(f"property {name} needs operator.target")
+        target = 0.0
+    sigma = measured.sigma if settings.get("sigma") is None else float(settings["sigma"])
+    if not sigma > 0:
+        raise InputError(f"property {name}: sigma is {sigma}; it must be positive")
+    given = settings.get("tolerance")
+    return Term(name, measured, direction, float(target), sigma, 2 * sigma if given is None else float(given))
+
+
+class Values(Operator):
+    """The terms' values of the decoded molecule; NaN where there is none, or it is not connected."""
+
+    def __init__(self, terms: Sequence[Term], vocabulary: Vocabulary, most: int) -> None:
+        self.terms, self.vocabulary = tuple(terms), vocabulary
+        self.event_shape = (most, len(vocabulary) + most)
+        self._known: dict[str, tuple[float, ...]] = {}
+
+    def of_molecule(self, molecule: Any, smiles: str) -> tuple[float, ...]:
+        """Kept by canonical SMILES."""
+        if smiles not in self._known:
+            self._known[smiles] = tuple(float(term.measured.value(molecule)) for term in self.terms)
+        return self._known[smiles]
+
+    def forward(self, x: Float[Tensor, "batch N C"]) -> Float[Tensor, "batch terms"]:
+        rows = []
+        for graph in graphs_of(x, len(self.vocabulary)):
+            found = decode(graph, self.vocabulary)
+            usable = found.valid_connected and found.smiles is not None
+            rows.append(
+                self.of_molecule(found.molecule, str(found.smiles))
+                if usable
+                else (math.nan,) * len(self.terms)
+            )
+        return torch.tensor(rows, dtype=torch.float64, device=x.device)
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The product of the terms' likelihoods, as a noise model of `Values`.
+
+    Attributes:
+        terms: in the order of the values.
+        floor: log-likelihood of what is no molecule.
+    """
+
+    terms: tuple[Term, ...]
+    floor: float = FLOOR
+
+    def log_likelihood(
+        self, clean: Float[Tensor, "batch terms"], y: Float[Tensor, "terms"], size: int
+    ) -> Float[Tensor, "batch"]:
+        """Not normalised in y: directions have no law of their data."""
+        total = torch.zeros(len(clean), dtype=torch.float64, device=clean.device)
+        for number, term in enumerate(self.terms):
+            gap = (clean[:, number].double() - y[number].double()) / term.sigma
+            total = total + {"target": -0.5 * gap.square(), "maximise": gap, "minimise": -gap}[term.direction]
+        return torch.where(total.isnan(), self.floor, total)
+
+    def variance(self) -> float:
+        return self.terms[0].sigma ** 2
+
+    def mean_at(self, clean: Float[Tensor, "*data"]) -> Float[Tensor, "*data"]:
+        """The value; of a direction, and of what is no molecule, that at which chi2 is 0 and large."""
+        out = clean.clone()
+        for number, term in enumerate(self.terms):
+            column = out[..., number]
+            if term.direction != "target":
+                column.fill_(term.target)
+            else:
+                column[column.isnan()] = term.target + math.sqrt(2 * -self.floor) * term.sigma
+        return out
+
+    def variance_at(self, clean: Float[Tensor, "*data"]) -> Float[Tensor, "*data"]:
+        return torch.tensor([term.sigma**2 for term in self.terms]).to(clean).expand(clean.shape)
+
+    def check(self, y: Float[Tensor, "*data"]) -> None:
+        """Any finite target is possible."""
+
+    def sample(self, clean: Float[Tensor, "*data"], generator: torch.Generator) -> Float[Tensor, "*data"]:
+        """Targets as they are: a question, not a measurement."""
+        return clean

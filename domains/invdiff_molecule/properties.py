@@ -1,0 +1,127 @@
+"""Properties of molecules by RDKit: what a reward or a target can be.
+
+All are functions of a sanitised molecule; `register` adds your own in one line.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rdkit import Chem, DataStructs, RDConfig
+from rdkit.Chem import QED, Crippen, Descriptors, rdFingerprintGenerator, rdMolDescriptors
+
+from invdiff import InputError
+from invdiff_molecule.chemistry import read_smiles
+
+Value = Callable[[Any], float]
+
+
+@dataclass(frozen=True)
+class Property:
+    """A property.
+
+    Attributes:
+        value: of an RDKit molecule.
+        sigma: width of a target, in its unit, where none is given.
+        words: what it is, for the report.
+    """
+
+    value: Value
+    sigma: float
+    words: str
+
+
+def nmr_carbons(molecule: Chem.Mol) -> float:
+    """Number of symmetry classes of carbon: distinct environments in a 13C spectrum."""
+    ranks = Chem.CanonicalRankAtoms(molecule, breakTies=False)
+    return float(
+        len({rank for atom, rank in zip(molecule.GetAtoms(), ranks, strict=True) if atom.GetSymbol() == "C"})
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _scorer() -> Value:
+    sys.path.append(str(Path(RDConfig.RDContribDir) / "SA_Score"))
+    import sascorer
+
+    sys.path.pop()
+    score: Value = sascorer.calculateScore
+    return score
+
+
+def sa(molecule: Chem.Mol) -> float:
+    """Synthetic accessibility, 1 (easy) to 10 (Ertl & Schuffenhauer, J. Cheminform. 1:8, 2009)."""
+    return float(_scorer()(molecule))
+
+
+PROPERTIES: dict[str, Property] = {
+    "logp": Property(Crippen.MolLogP, 0.2, "octanol-water partition, Crippen's logP"),
+    "tpsa": Property(rdMolDescriptors.CalcTPSA, 5.0, "topological polar surface area, square angstrom"),
+    "qed": Property(QED.qed, 0.05, "quantitative estimate of drug-likeness, 0 to 1"),
+    "sa": Property(sa, 0.2, "synthetic accessibility, 1 (easy) to 10"),
+    "mass": Property(Descriptors.ExactMolWt, 0.01, "monoisotopic mass, dalton"),
+    "nmr_carbons": Property(nmr_carbons, 0.35, "distinct carbon environments"),
+    "rings": Property(rdMolDescriptors.CalcNumRings, 0.35, "rings (SSSR)"),
+    "connected": Property(lambda molecule: float(len(Chem.GetMolFrags(molecule)) == 1), 0.3, "one fragment"),
+}
+
+
+def register(name: str, value: Value, sigma: float, words: str = "") -> None:
+    """Make an RDKit function a property: `register("chlorines", lambda mol: ..., sigma=.3)`."""
+    PROPERTIES[name] = Property(value, sigma, words or name)
+
+
+def fingerprint(molecule: Chem.Mol) -> Any:
+    """Morgan, radius 2, 2048 bits."""
+    return _generator().GetFingerprint(molecule)
+
+
+@functools.lru_cache(maxsize=1)
+def _generator() -> Any:
+    return rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=2048)
+
+
+def similarity_to(smiles: str) -> Property:
+    """Tanimoto similarity of Morgan fingerprints to a reference."""
+    reference = fingerprint(read_smiles(smiles, "operator.reference: "))
+
+    def value(molecule: Chem.Mol) -> float:
+        return float(DataStructs.TanimotoSimilarity(fingerprint(molecule), reference))
+
+    return Property(value, 0.05, f"Tanimoto similarity to {smiles}")
+
+
+def containing(smarts: str) -> Property:
+    """1 where a SMARTS pattern is present.
+
+    Raises:
+        InputError: where it does not parse.
+    """
+    pattern = Chem.MolFromSmarts(smarts)
+    if pattern is None or not pattern.GetNumAtoms():
+        raise InputError(f"{smarts!r} is not a SMARTS that RDKit parses")
+    return Property(lambda molecule: float(molecule.HasSubstructMatch(pattern)), 0.3, f"contains {smarts}")
+
+
+def property_of(term: Mapping[str, Any]) -> Property:
+    """The property that a term names.
+
+    Raises:
+        InputError: for an unknown name, or what its kind needs and is not given.
+    """
+    name = str(term.get("name") or "")
+    if name == "similarity":
+        if not term.get("reference"):
+            raise InputError("property similarity needs operator.reference, a SMILES")
+        return similarity_to(str(term["reference"]))
+    if name == "substructure":
+        return containing(str(term.get("smarts") or ""))
+    if name not in PROPERTIES:
+        known = ", ".join([*PROPERTIES, "similarity", "substructure"])
+        raise InputError(f"unknown property {name!r}; known are {known}")
+    return PROPERTIES[name]

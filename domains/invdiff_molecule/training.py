@@ -1,0 +1,124 @@
+"""Training data and the objective of the masked graph prior.
+
+u ~ U(0, 1) masks every site with probability u, and the loss is the mean cross-entropy over the masked sites
+of a graph: with the number of masks uniform, the bound on -log p(graph) up to its number of sites.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from invdiff import MASK, InputError, TrainSettings, card_from, save_prior
+from invdiff_molecule.chemistry import Vocabulary, canonical, read_smiles
+from invdiff_molecule.masked import Layout, MaskedGraphNetwork
+
+SPLITS = ("train", "validation", "test")
+
+
+def split_of(smiles: str) -> str:
+    """Where a canonical SMILES belongs: 90 / 5 / 5 by its hash, whatever the order of a file."""
+    bucket = int.from_bytes(hashlib.sha256(smiles.encode()).digest()[:4], "big") % 20
+    return {18: "validation", 19: "test"}.get(bucket, "train")
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    """First column of a .csv, .smi or .txt file, gzipped or not, without a header line named smiles.
+
+    Raises:
+        InputError: for a missing or unreadable file.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt") as file:
+            for line in file:
+                word = line.replace(",", " ").split()
+                if word and word[0].lower() != "smiles":
+                    yield word[0]
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        raise InputError(f"{path.name} cannot be read as text ({error})") from None
+
+
+class Molecules:
+    """SMILES as token sequences, split by hash.
+
+    Args:
+        path: a file of SMILES.
+        vocabulary: the atoms that are kept; molecules with others, too large or of several fragments are not.
+        most: largest number of heavy atoms.
+    """
+
+    def __init__(self, path: Path, vocabulary: Vocabulary, most: int) -> None:
+        self.layout = Layout(most, len(vocabulary))
+        kept: dict[str, list[Tensor]] = {name: [] for name in SPLITS}
+        self.skipped = 0
+        for smiles in lines_of(path):
+            try:
+                molecule = read_smiles(smiles)
+                graph = vocabulary.graph(molecule)
+            except InputError:
+                self.skipped += 1
+                continue
+            text = canonical(molecule)
+            if graph.size > most or "." in text:
+                self.skipped += 1
+                continue
+            kept[split_of(text)].append(self.layout.tokens(graph).to(torch.int8))
+        if not all(kept.values()):
+            raise InputError(f"{path.name} has too few molecules of this vocabulary to train on")
+        self.tokens = {name: torch.stack(rows) for name, rows in kept.items()}
+
+    @property
+    def sizes(self) -> Float[Tensor, "sizes"]:
+        """Law of the number of heavy atoms in the training split."""
+        there = (self.tokens["train"][:, : self.layout.most] != self.layout.absent).sum(dim=1)
+        return torch.bincount(there, minlength=self.layout.most + 1).double() / len(there)
+
+    def objective(self, network: nn.Module, settings: TrainSettings) -> MaskedCrossEntropy:
+        """What `invdiff train` minimises."""
+        assert isinstance(network, MaskedGraphNetwork)
+        if network.layout != self.layout:
+            raise InputError(f"the network is for {network.layout} and the data for {self.layout}")
+        return MaskedCrossEntropy(network, self, settings)
+
+
+class MaskedCrossEntropy:
+    """The loss, its validation, and the file that training ends with."""
+
+    def __init__(self, network: MaskedGraphNetwork, data: Molecules, settings: TrainSettings) -> None:
+        self.network, self.data, self.settings = network, data, settings
+        network.sizes.copy_(data.sizes)
+
+    def of(self, tokens: Int[Tensor, "batch sites"], generator: torch.Generator) -> Float[Tensor, "batch"]:
+        """Mean cross-entropy over the masked sites of every graph."""
+        rate = torch.rand(len(tokens), 1, generator=generator)
+        there = tokens != self.data.layout.absent
+        masked = there & (torch.rand(tokens.shape, generator=generator) < rate)
+        logits = self.network(torch.where(masked, MASK, tokens))
+        chosen = logits.log_softmax(-1).gather(-1, tokens[..., None].clamp_min(0))[..., 0]
+        loss: Tensor = -torch.where(masked, chosen, 0).sum(1) / masked.sum(1).clamp_min(1)
+        return loss
+
+    def loss(self, stage: Any, generator: torch.Generator) -> Float[Tensor, "batch"]:
+        rows = self.data.tokens["train"]
+        chosen = torch.randint(len(rows), (stage.batch,), generator=generator)
+        return self.of(rows[chosen].long(), generator)
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        rows = self.data.tokens["validation"][:2048].long()
+        generator = torch.Generator().manual_seed(1)
+        return float(torch.cat([self.of(part, generator) for part in rows.split(256)]).double().mean())
+
+    def save(self, path: Path, config: Mapping[str, Any]) -> None:
+        card = card_from(config, name=str(config["name"]))
+        save_prior(path, self.network, network_settings=config["network"], sigma_data=None, card=card)
