@@ -45,6 +45,7 @@ _EXPORTS = {
     "card_from": "invdiff.prior.checkpoint",
     "MASK": "invdiff.prior.masked",
     "MaskedPrior": "invdiff.prior.masked",
+    "NoLevels": "invdiff.prior.masked",
     "FirstHitting": "invdiff.sampler.first_hitting",
     "wrap_deepinv": "invdiff.prior.checkpoint",
     "GaussianPrior": "invdiff.prior.gaussian",
@@ -126,6 +127,7 @@ __all__ = [
     "MatrixOperator",
     "Measurement",
     "NetworkPrior",
+    "NoLevels",
     "Noise",
     "NoiseLevel",
     "NoiseSearch",
@@ -204,7 +206,7 @@ if TYPE_CHECKING:
     from invdiff.prior.checkpoint import card_from, load_safetensors, read_prior, save_prior, wrap_deepinv
     from invdiff.prior.compose import Composition
     from invdiff.prior.gaussian import GaussianPrior
-    from invdiff.prior.masked import MASK, MaskedPrior
+    from invdiff.prior.masked import MASK, MaskedPrior, NoLevels
     from invdiff.prior.mixture import GaussianMixture
     from invdiff.prior.network import ChannelwisePrior, NetworkPrior
     from invdiff.prior.prior import Prior, PriorCard

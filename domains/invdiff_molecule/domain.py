@@ -18,8 +18,8 @@ from invdiff import (
     Figure,
     FirstHitting,
     InputError,
-    MaskedPrior,
     Posterior,
+    Prior,
     Problem,
     Summary,
     Tick,
@@ -85,7 +85,7 @@ class MoleculeDomain:
             notes["conditioning"] = "the fragment's atoms and bonds stand in the graph from the start: exact"
         return Problem(name, item.measurement, prior.event_shape, item, notes)
 
-    def adapt_prior(self, prior: MaskedPrior, problem: Problem) -> MaskedPrior:
+    def adapt_prior(self, prior: Prior, problem: Problem) -> Prior:
         """The prior given what the question says of the graph itself."""
         item: Item = problem.context
         if not isinstance(prior, MaskedGraphPrior):

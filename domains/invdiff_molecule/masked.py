@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from invdiff import MASK, InputError, PriorCard, read_prior
+from invdiff import MASK, InputError, NoLevels, PriorCard, read_prior
 from invdiff_molecule.chemistry import Graph, Vocabulary
 from invdiff_molecule.network import GraphTransformer, powers
 from invdiff_molecule.state import pack
@@ -151,7 +151,7 @@ class MaskedGraphNetwork(nn.Module):
 
 
 @dataclass(frozen=True)
-class MaskedGraphPrior:
+class MaskedGraphPrior(NoLevels):
     """The network as a masked prior.
 
     Attributes:

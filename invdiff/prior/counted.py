@@ -26,7 +26,7 @@ class Counted(Prior, Protocol):
     def derivatives(self) -> int: ...
 
 
-def counted(prior: Prior | MaskedPrior) -> Any:
+def counted(prior: Prior) -> Counted:
     """The prior, counting from 0; draws in closed form and the parts of a composition stay at hand."""
     if isinstance(prior, MaskedPrior):
         return CountedMasked(prior)

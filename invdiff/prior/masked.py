@@ -16,18 +16,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from invdiff.errors import InputError
-from invdiff.prior.prior import PriorCard
+from invdiff.prior.prior import Prior, PriorCard, Sigma
 
 MASK = -1
 
 
 @runtime_checkable
-class MaskedPrior(Protocol):
-    """A prior over `sites` tokens out of `vocabulary`."""
-
-    @property
-    def card(self) -> PriorCard:
-        """Training data and limits."""
+class MaskedPrior(Prior, Protocol):
+    """A prior over `sites` tokens out of `vocabulary`; as a prior of real numbers it refuses."""
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -49,7 +45,14 @@ class MaskedPrior(Protocol):
         """Complete sequences as the forward model sees them."""
 
 
-class TabulatedPrior:
+class NoLevels:
+    """What a prior of tokens says where it is asked at a noise level."""
+
+    def denoise(self, x: Float[Tensor, "batch *event"], sigma: Sigma) -> Float[Tensor, "batch *event"]:
+        raise InputError("a prior of tokens has no noise levels; use sampler=first_hitting")
+
+
+class TabulatedPrior(NoLevels):
     """A joint law given as a table, [vocabulary] * sites: exact conditionals, for tests.
 
     Raises:

@@ -73,19 +73,19 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def make_prior(settings: Mapping[str, Any]) -> Any:
+def make_prior(settings: Mapping[str, Any]) -> Prior:
     """The prior of a configuration: a denoiser, or a masked prior of tokens."""
     build = load("priors", str(settings["name"]))
     try:
         prior = build(settings)
     except ModuleNotFoundError as error:
         raise missing_extra(error) from None
-    if not isinstance(prior, (Prior, MaskedPrior)):
+    if not isinstance(prior, Prior):
         raise InputError(f"prior {settings['name']!r} does not return a Prior")
     return prior
 
 
-def check_kind(prior: Prior | MaskedPrior, sampler: Sampler) -> None:
+def check_kind(prior: Prior, sampler: Sampler) -> None:
     """Refuse a sampler of noise levels for a prior of tokens, and the reverse."""
     tokens, wanted = isinstance(prior, MaskedPrior), bool(getattr(sampler, "discrete", False))
     if tokens == wanted:
@@ -106,7 +106,7 @@ def make_sampler(settings: Mapping[str, Any], card: PriorCard) -> Sampler:
     return sampler
 
 
-def check_prior(prior: Prior | MaskedPrior, problem: Problem) -> None:
+def check_prior(prior: Prior, problem: Problem) -> None:
     """Refuse a prior that does not run on the problem's shape."""
     if isinstance(prior, MaskedPrior):
         if prior.event_shape != problem.shape:
