@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from invdiff import MASK, InputError, LinearOperator
-from invdiff_molecule.chemistry import Vocabulary, read_formula
+from invdiff import MASK, InputError, LinearOperator, Operator
+from invdiff_molecule.chemistry import Vocabulary, decode, read_formula
+from invdiff_molecule.state import graphs_of
 
 if TYPE_CHECKING:
     from invdiff import Measurement
@@ -86,6 +87,27 @@ class Formula(LinearOperator):
     def proposal(self, prior: MaskedGraphPrior, measurement: Measurement) -> FormulaProposal:
         """Atoms first, by what is left of the counts; then bonds, tilted to what is left of their orders."""
         return FormulaProposal(prior.layout, measurement.y.cpu(), self.valences)
+
+
+class OneMolecule(Operator):
+    """The formula, and one datum more: 1 where the graph is one molecule that sanitises."""
+
+    def __init__(self, formula: Formula) -> None:
+        self.formula, self.event_shape = formula, formula.event_shape
+
+    def forward(self, x: Float[Tensor, "batch N C"]) -> Float[Tensor, "batch rows"]:
+        vocabulary = self.formula.vocabulary
+        graphs = graphs_of(x, len(vocabulary))
+        one = [float(decode(graph, vocabulary).valid_connected) for graph in graphs]
+        return torch.cat([self.formula(x), x.new_tensor(one)[:, None]], dim=1)
+
+    def data(self, text: str) -> Float[Tensor, "rows"]:
+        """y of a formula."""
+        return torch.cat([self.formula.data(text), torch.ones(1)])
+
+    def proposal(self, prior: MaskedGraphPrior, measurement: Measurement) -> FormulaProposal:
+        """That of the formula."""
+        return FormulaProposal(prior.layout, measurement.y.cpu()[:-1], self.formula.valences)
 
 
 class FormulaProposal:

@@ -12,7 +12,7 @@ from rdkit import Chem
 
 from invdiff import GaussianNoise, InputError, Measurement, Posterior
 from invdiff_molecule.chemistry import Decoded, Graph, Vocabulary, decode, formula_of, read_formula
-from invdiff_molecule.formula import Formula
+from invdiff_molecule.formula import Formula, OneMolecule
 from invdiff_molecule.objective import Experts, Term, Values, term_of
 from invdiff_molecule.properties import containing
 from invdiff_molecule.state import graphs_of
@@ -130,7 +130,7 @@ def question(
 
 
 def _formula(text: str, vocabulary: Vocabulary, most: int) -> dict[str, Any]:
-    operator = Formula(vocabulary, most)
+    operator = OneMolecule(Formula(vocabulary, most))
     y = operator.data(text)
     wanted = read_formula(text)
 
