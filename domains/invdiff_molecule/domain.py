@@ -118,6 +118,11 @@ class MoleculeDomain:
             f"{len(hits)} different molecules",
             "entropy of the draws (nats)": round(metrics.entropy([row.count for row in merged]), 3),
         }
+        known = [row for row in merged if row.decoded.valid_connected]
+        for number, term in enumerate(item.terms):
+            if known and term.direction == "target":
+                gaps = [abs(row.values[number] - term.target) for row in known for _ in range(row.count)]
+                facts[f"mean distance of {term.name} to its target"] = round(sum(gaps) / len(gaps), 4)
         if item.truth is not None:
             place = [number for number, row in enumerate(merged, 1) if row.decoded.smiles == item.truth]
             facts["the molecule that it was simulated from"] = (

@@ -13,7 +13,7 @@ from rdkit import Chem
 from invdiff import GaussianNoise, InputError, Measurement, Posterior
 from invdiff_molecule.chemistry import Decoded, Graph, Vocabulary, decode, formula_of, read_formula
 from invdiff_molecule.formula import Formula, OneMolecule
-from invdiff_molecule.objective import Experts, Term, Values, term_of
+from invdiff_molecule.objective import Experts, Term, Values, consistent, term_of
 from invdiff_molecule.properties import containing
 from invdiff_molecule.state import graphs_of
 
@@ -175,6 +175,7 @@ def _terms(
             value = term_of({**one, "target": 0.0}).measured.value(truth)
             one = {**one, "target": float(value), "direction": "target"}
         terms.append(term_of(one))
+    consistent(terms)
     operator = Values(terms, vocabulary, most)
     y = torch.tensor([term.target for term in terms], dtype=torch.float64)
     measurement = Measurement(operator, Experts(tuple(terms)), y)

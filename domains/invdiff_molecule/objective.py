@@ -92,6 +92,40 @@ def term_of(settings: Mapping[str, Any]) -> Term:
     return Term(name, measured, direction, float(target), sigma, 2 * sigma if given is None else float(given))
 
 
+def value_of(term: Term, molecule: Any, smiles: str) -> float:
+    """The term's value.
+
+    Raises:
+        InputError: where the property raises or returns NaN, with the molecule.
+    """
+    try:
+        value = float(term.measured.value(molecule))
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"property {term.name} failed on {smiles}: {what}; it must return a number"
+        ) from None
+    if math.isnan(value):
+        raise InputError(f"property {term.name} returned NaN on {smiles}; a reward must be a number")
+    return value
+
+
+def consistent(terms: Sequence[Term]) -> None:
+    """Refuse terms that contradict each other.
+
+    Raises:
+        InputError: for one property with two targets, or with opposite directions.
+    """
+    for number, one in enumerate(terms):
+        for other in terms[:number]:
+            if one.name != other.name or one.measured.words != other.measured.words:
+                continue
+            opposite = {one.direction, other.direction} == {"maximise", "minimise"}
+            apart = abs(one.target - other.target) > one.tolerance + other.tolerance
+            if opposite or (one.direction == other.direction == "target" and apart):
+                raise InputError(f"{other.words} and {one.words} contradict each other; drop one")
+
+
 class Values(Operator):
     """The terms' values of the decoded molecule; NaN where there is none, or it is not connected."""
 
@@ -103,7 +137,7 @@ class Values(Operator):
     def of_molecule(self, molecule: Any, smiles: str) -> tuple[float, ...]:
         """Kept by canonical SMILES."""
         if smiles not in self._known:
-            self._known[smiles] = tuple(float(term.measured.value(molecule)) for term in self.terms)
+            self._known[smiles] = tuple(value_of(term, molecule, smiles) for term in self.terms)
         return self._known[smiles]
 
     def forward(self, x: Float[Tensor, "batch N C"]) -> Float[Tensor, "batch terms"]:

@@ -136,6 +136,10 @@ def test_files_of_molecules_are_questions(tmp_path):
         (["operator=property", "operator.direction=up"], "found up"),
         (["operator=property", "operator.target=1", "operator.sigma=0"], "must be positive"),
         (["operator=product", "operator.operators=[]"], "a list such as"),
+        (
+            ["operator=product", "operator.operators=[{name:logp,target:0},{name:logp,target:3}]"],
+            "contradict each other",
+        ),
         (["input.path=nowhere.smi"], "there is no file"),
         (["sampler=dps"], "has no noise levels"),
         (["prior=gaussian"], "is no prior of molecules|not of tokens"),
@@ -189,6 +193,20 @@ def test_experts_add_up_and_spare_what_is_no_molecule():
     expected = -0.5 * ((logp - 1) / 0.5) ** 2 - (tpsa - 20) / 10
     torch.testing.assert_close(logs, torch.tensor([expected, expected, -20.0], dtype=torch.float64))
     assert torch.isfinite(noise.mean_at(values)).all()
+
+
+def test_a_reward_that_fails_names_itself_and_the_molecule():
+    from invdiff_molecule.properties import PROPERTIES, register
+
+    x = of_graph(QM9.graph(read_smiles("CCO")), 9, 4)[None]
+    register("broken", lambda molecule: 1 / 0, 1.0)
+    register("empty", lambda molecule: float("nan"), 1.0)
+    try:
+        for name, message in (("broken", "broken failed on CCO: ZeroDivision"), ("empty", "NaN on CCO")):
+            with pytest.raises(InputError, match=message):
+                Values([term_of({"name": name, "target": 1})], QM9, 9)(x)
+    finally:
+        del PROPERTIES["broken"], PROPERTIES["empty"]
 
 
 def test_training_resumes_and_its_file_samples(tmp_path):

@@ -143,19 +143,21 @@ def test_impossible_formulas_are_refused(text, message):
 
 
 class Small(TabulatedPrior):
-    """All graphs of three nodes, two elements, bonds 0 and 1, with a random law: 64 points."""
+    """All graphs of a few nodes, two elements, bonds 0 and 1, with a random law: 64 points at 3 nodes."""
 
-    layout = Layout(3, 2)
-
-    def __init__(self):
+    def __init__(self, nodes=3):
+        self.layout = Layout(nodes, 2)
+        self.sites, self.vocabulary = self.layout.sites, self.layout.vocabulary
+        self.states = torch.tensor(list(itertools.product(range(2), repeat=self.sites)))
         generator = torch.Generator().manual_seed(0)
-        table = torch.zeros((self.layout.vocabulary,) * 6, dtype=torch.float64)
-        for point in itertools.product(range(2), repeat=6):
-            table[point] = float(torch.rand((), generator=generator)) ** 2
-        super().__init__(table)
-        kept = self.probabilities > 0
-        self.points, self.law = self.states[kept], self.probabilities[kept]
-        self.states, self.table = self.points, self.law
+        law = torch.rand(len(self.states), generator=generator, dtype=torch.float64) ** 2
+        self.table = law / law.sum()
+        self.card, self.event_shape = PriorCard("small", exact=True), (nodes, 2 + nodes)
+
+    def found(self, particles, weights):
+        """Weights of the states."""
+        index = (particles.tokens * 2 ** torch.arange(self.sites - 1, -1, -1)).sum(1)
+        return torch.zeros(len(self.states), dtype=torch.float64).index_add(0, index, weights)
 
     def embed(self, tokens):
         return self.layout.state(tokens)
@@ -167,10 +169,10 @@ def test_the_formula_proposal_samples_the_exact_posterior(proposals):
     prior = Small()
     vocabulary = Vocabulary.of(["C", "O"])
     operator = Formula(vocabulary, 3)
-    x = prior.embed(prior.points)
+    x = prior.embed(prior.states)
     y = operator(x)[11]
     measurement = Measurement(operator, GaussianNoise(0.05), y)
-    logs = prior.law.log() + measurement.log_likelihood(x)
+    logs = prior.probabilities.log() + measurement.log_likelihood(x)
     exact, evidence = logs.softmax(0), float(logs.logsumexp(0))
     proposal = operator.proposal(prior, measurement) if proposals else None
 
@@ -179,15 +181,34 @@ def test_the_formula_proposal_samples_the_exact_posterior(proposals):
 
     model = FirstHitting(prior, reward, completions=0, proposal=proposal)
     out = feynman_kac.run(model, feynman_kac.Settings(20_000), torch.Generator().manual_seed(1))
-    index = (out.particles.tokens * 2 ** torch.arange(5, -1, -1)).sum(1)
-    place = (prior.points * 2 ** torch.arange(5, -1, -1)).sum(1)
-    found = torch.zeros(64, dtype=torch.float64).index_add(0, index, out.weights)[place]
+    found = prior.found(out.particles, out.weights)
     assert 0.5 * float((found - exact).abs().sum()) < 0.03
     assert out.log_evidence == pytest.approx(evidence, abs=0.05)
     if proposals:
         counts = operator(prior.embed(out.particles.tokens))[:, :2]
         assert (counts == y[:2]).all()
         assert out.ess[-1] > 0.3
+
+
+@pytest.mark.parametrize("options", [{}, {"every": 3, "last": 6}, {"lookahead": True}])
+def test_steering_by_a_reward_samples_the_tilted_law(options):
+    """Graphs of four nodes, 1024 points, tilted to many bonds between unlike atoms.
+
+    Total variation of 20 000 exact draws from so many points is about .06, and its spread .002.
+    """
+    prior = Small(4)
+
+    def reward(tokens):
+        nodes, edges = unpack(prior.embed(tokens), 2)
+        unlike = nodes[..., 0][:, :, None] * nodes[..., 1][:, None]
+        return (1.2 * (unlike * edges).sum((1, 2))).double()
+
+    logs = prior.probabilities.log() + reward(prior.states)
+    exact, evidence = logs.softmax(0), float(logs.logsumexp(0))
+    model = FirstHitting(prior, reward, completions=2, **options)
+    out = feynman_kac.run(model, feynman_kac.Settings(20_000), torch.Generator().manual_seed(3))
+    assert 0.5 * float((prior.found(out.particles, out.weights) - exact).abs().sum()) < 0.1
+    assert out.log_evidence == pytest.approx(evidence, abs=0.04)
 
 
 def test_laws_of_the_number_of_nodes():
