@@ -230,7 +230,8 @@ def draw_gain(curves: dict[int, dict[tuple[int, int], tuple[float, float]]], pat
     for axes, (steps, found) in zip(panels, curves.items(), strict=True):
         for size, colour in zip(REFERENCES, ("#bf8700", "#1a7f37", "#0969da"), strict=True):
             means, spreads = (np.array([found[count, size][k] for count in CANDIDATES]) for k in (0, 1))
-            axes.errorbar(CANDIDATES, means, spreads, color=colour, capsize=3, label=f"{size} references")
+            label = f"{size} references" if size > 1 else "1 reference"
+            axes.errorbar(CANDIDATES, means, spreads, color=colour, capsize=3, label=label)
         axes.axhline(0, color="#888", linewidth=0.8)
         axes.axhline(found[0, 0][0], color="#57606a", linestyle="--", label="prior's mean, no search")
         axes.set_xscale("log", base=2)

@@ -110,10 +110,10 @@ def figures(
 
 
 def _legend(item: Item, row: Merged) -> str:
-    words = f"x{row.count} " if row.count > 1 else ""
-    words += "" if row.hit else "(no answer) "
-    return words + ", ".join(
-        f"{term.name} {value:.3g}" for term, value in zip(item.terms, row.values, strict=False)
+    values = zip(item.terms, row.values, strict=False)
+    words = [f"x{row.count}"] * (row.count > 1) + ["(no answer)"] * (not row.hit)
+    return " ".join(
+        [*words, *(f"{term.name} {value:.3g}" for term, value in values if term.name != "substructure")]
     )
 
 
