@@ -8,7 +8,7 @@ from typing import Any
 from invdiff.posterior import Posterior
 
 SELECTS = 4.0  # variance of a log-weight increment above which weights select more than they correct
-FEW = 0.2  # ESS / N above which the weights of a step leave enough particles, however wide they are
+FEW = 0.2  # ESS / N from which, and two particles, the weights leave enough, however wide they are
 
 
 def filter_facts(posterior: Posterior) -> dict[str, Any]:
@@ -37,7 +37,9 @@ def filter_warnings(posterior: Posterior) -> tuple[str, ...]:
     A wide increment alone is not that: weights that only rule particles out can be of any width.
     """
     filters = posterior.info.get("filters") or []
-    if not filters or max(_wide(filters)) <= SELECTS or min(one["ess"][0] for one in filters) >= FEW:
+    if not filters or max(_wide(filters)) <= SELECTS:
+        return ()
+    if all(one["ess"][0] * one["particles"] >= max(2, FEW * one["particles"]) for one in filters):
         return ()
     return (
         "The log-weights change by a variance above 4 at a step: they select particles and do not make the "

@@ -81,6 +81,7 @@ class FilterStatistics:
         increment_variance: largest variance of a move's log-weight increment.
         resamplings: how many.
         founders: share of the first particles that have descendants.
+        particles: N.
     """
 
     log_evidence: float
@@ -88,6 +89,7 @@ class FilterStatistics:
     increment_variance: float
     resamplings: int
     founders: float
+    particles: int
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ class Filtered(Generic[P]):
             max(self.increment_variance, default=0.0),
             len(self.resampled),
             len(set(self.founders.tolist())) / len(self.founders),
+            len(self.founders),
         )
 
     def select(self, count: int, generator: torch.Generator) -> Int[Tensor, "count"]:
