@@ -60,8 +60,9 @@ def test_wheel_has_packs_configs_weights_and_no_tests(installed):
     assert "invdiff_mri/examples/head.npz" in names
     assert {"invdiff_ct/weights/lung_ct.safetensors", "invdiff_ct/examples/chest.npz"} <= set(names)
     assert not [name for name in names if "/tests/" in name]
-    weights = {"invdiff_superres/weights/photo_rgb.boundary.safetensors"}
-    weights |= {f"invdiff_superres/weights/{name}.safetensors" for name in ("photo_rgb", "photo_x4")}
+    names_of = ("photo_rgb", "photo_x4", "photo_rgb.boundary", "photo_x4.boundary")
+    weights = {f"invdiff_superres/weights/{name}.safetensors" for name in names_of}
+    weights.add("invdiff_molecule/weights/qm9_masked.safetensors")
     assert weights <= set(names)
     sizes = {one.filename: one.compress_size for one in wheel.infolist()}
     assert max(sizes.values()) < 10_000_000
