@@ -40,7 +40,7 @@ from invdiff_molecule.training import lines_of, split_of
 def molecules(data: Path) -> dict[str, list[str]]:
     """Canonical SMILES by split."""
     found: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
-    for smiles in lines_of(data / "molecules/qm9.csv.gz"):
+    for _, smiles in lines_of(data / "molecules/qm9.csv.gz"):
         text = canonical(read_smiles(smiles))
         found[split_of(text)].append(text)
     return found

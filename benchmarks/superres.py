@@ -173,7 +173,6 @@ def gain(data: Path, keys: int, overrides: list[str], figure: Path | None) -> No
     from invdiff.sampler.boundary import FixedStart, paired
 
     torch.set_num_threads(1)
-    torch.manual_seed(0)
     domain = load("domains", "superres")()
     curves: dict[int, dict[tuple[int, int], tuple[float, float]]] = {}
     sets = {name: images(data, name, None) for name in ("heldout", "kodak12")}

@@ -33,6 +33,11 @@ from invdiff_molecule.masked import MaskedGraphPrior
 from invdiff_molecule.training import Molecules, lines_of
 
 PRIOR_ALONE = "prior alone"
+FRAGMENT = (
+    "the fragment's atoms and bonds, in one Kekule form, stand in the graph from the start. That is exact for "
+    "a given number of atoms; how many there are follows the training set, not the fragment, and a molecule "
+    "that holds the fragment several times counts as often"
+)
 
 
 class MoleculeDomain:
@@ -53,7 +58,7 @@ class MoleculeDomain:
         if path is None:
             return [self._problem("question", question(settings, vocabulary, most), prior, config)]
         problems = []
-        for row, text in enumerate(lines_of(Path(str(path))), 1):
+        for row, text in lines_of(Path(str(path))):
             where = f"{Path(str(path)).name}, row {row}: "
             molecule = one_fragment(read_smiles(text, where), where, bool(domain["largest_fragment"]))
             try:
@@ -61,7 +66,7 @@ class MoleculeDomain:
             except InputError as error:
                 raise InputError(f"{where}{error}") from None
             asked["truth"] = canonical(molecule)
-            problems.append(self._problem(f"molecule{row:04d}", asked, prior, config))
+            problems.append(self._problem(f"molecule{len(problems) + 1:04d}", asked, prior, config))
         if not problems:
             raise InputError(f"{Path(str(path)).name} holds no SMILES")
         return problems
@@ -75,14 +80,14 @@ class MoleculeDomain:
             asked["size"] = int(wanted)
         vocabulary = prior.vocabulary_of_atoms
         most = prior.layout.most
-        shared = {"particles": int(config["sampler"].get("particles", 0)), "seed": int(config["seed"])}
-        item = Item(vocabulary, most, **asked, prior={**config["prior"], **shared})
-        prior.given(item.fragment, item.size)  # refused here, before any work
+        given = prior.given(asked.get("fragment"), asked.get("size"))
+        draws = max(int(config["sampler"].get("particles", 0)), 32)
+        item = Item(vocabulary, most, **asked, prior=given, draws=draws, seed=int(config["seed"]))
         notes: dict[str, Any] = {"question": item.words, "atoms known to the prior": str(vocabulary)}
         if item.truth is not None:
             notes["simulated from"] = f"{item.truth} (stereochemistry dropped)"
         if item.fragment is not None:
-            notes["conditioning"] = "the fragment's atoms and bonds stand in the graph from the start: exact"
+            notes["conditioning"] = FRAGMENT
         return Problem(name, item.measurement, prior.event_shape, item, notes)
 
     def adapt_prior(self, prior: Prior, problem: Problem) -> Prior:
@@ -95,10 +100,9 @@ class MoleculeDomain:
     def baselines(self, problem: Problem, tick: Tick) -> Estimates:
         """As many draws of the prior, given the fragment and the size alone, as a filter has particles."""
         item: Item = problem.context
-        prior = load_plugin("priors", str(item.prior["name"]))(item.prior).given(item.fragment, item.size)
-        model = FirstHitting(prior, lambda tokens: torch.zeros(len(tokens)), completions=0)
-        generator = keyed_stream(int(item.prior["seed"]), 77)
-        drawn, _ = model.start(max(int(item.prior["particles"]), 32), generator)
+        model = FirstHitting(item.prior, lambda tokens: torch.zeros(len(tokens)), completions=0)
+        generator = keyed_stream(item.seed, 77)
+        drawn, _ = model.start(item.draws, generator)
         for k in range(model.steps):
             drawn, _ = model.move(k, drawn, generator)
         tick()

@@ -86,7 +86,8 @@ class Formula(LinearOperator):
 
     def proposal(self, prior: MaskedGraphPrior, measurement: Measurement) -> FormulaProposal:
         """Atoms first, by what is left of the counts; then bonds, tilted to what is left of their orders."""
-        return FormulaProposal(prior.layout, measurement.y.cpu(), self.valences)
+        y = measurement.y.cpu()[: len(self.valences) + 1]
+        return FormulaProposal(prior.layout, y, self.valences)
 
 
 class OneMolecule(Operator):
@@ -107,7 +108,7 @@ class OneMolecule(Operator):
 
     def proposal(self, prior: MaskedGraphPrior, measurement: Measurement) -> FormulaProposal:
         """That of the formula."""
-        return FormulaProposal(prior.layout, measurement.y.cpu()[:-1], self.formula.valences)
+        return self.formula.proposal(prior, measurement)
 
 
 class FormulaProposal:

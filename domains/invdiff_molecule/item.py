@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from rdkit import Chem
 
 from invdiff import GaussianNoise, InputError, Measurement, Posterior
-from invdiff_molecule.chemistry import Decoded, Graph, Vocabulary, decode, formula_of, read_formula
+from invdiff_molecule.chemistry import Decoded, Graph, Vocabulary, canonical, decode, formula_of, read_formula
 from invdiff_molecule.formula import Formula, OneMolecule
-from invdiff_molecule.objective import Experts, Term, Values, consistent, term_of
+from invdiff_molecule.objective import Experts, Term, Values, consistent, term_of, value_of
 from invdiff_molecule.properties import containing
 from invdiff_molecule.state import graphs_of
 
@@ -53,7 +53,8 @@ class Item:
         size: heavy atoms, where known.
         truth: canonical SMILES that the data were simulated from.
         core: pattern to highlight in pictures.
-        prior: settings of the prior, for draws that do not see the data.
+        prior: the prior given the fragment and the size, for draws that do not see the rest.
+        draws, seed: of them.
     """
 
     vocabulary: Vocabulary
@@ -66,7 +67,9 @@ class Item:
     size: int | None = None
     truth: str | None = None
     core: Any = None
-    prior: Mapping[str, Any] = field(default_factory=dict)
+    prior: Any = None
+    draws: int = 32
+    seed: int = 0
 
     def decoded(self, x: torch.Tensor) -> list[Decoded]:
         """Of every state."""
@@ -172,8 +175,8 @@ def _terms(
     terms = []
     for one in settings:
         if truth is not None:
-            value = term_of({**one, "target": 0.0}).measured.value(truth)
-            one = {**one, "target": float(value), "direction": "target"}
+            value = value_of(term_of({**one, "target": 0.0}), truth, canonical(truth))
+            one = {**one, "target": value, "direction": "target"}
         terms.append(term_of(one))
     consistent(terms)
     operator = Values(terms, vocabulary, most)
@@ -181,7 +184,8 @@ def _terms(
     measurement = Measurement(operator, Experts(tuple(terms)), y)
 
     def hit(molecule: Any) -> bool:
-        return all(term.hit(float(term.measured.value(molecule))) for term in terms)
+        values = operator.of_molecule(molecule, canonical(molecule))
+        return all(term.hit(value) for term, value in zip(terms, values, strict=True))
 
     words = " and ".join(term.words for term in terms)
     return {"words": words, "hit": hit, "measurement": measurement, "terms": tuple(terms)}

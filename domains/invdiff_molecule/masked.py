@@ -1,11 +1,12 @@
 """A masked discrete prior over graphs: p(token of a site | the sites that are decided).
 
 Sites are the N atoms and then the N (N - 1) / 2 pairs, row by row; an atom's token is one of F, a pair's one
-of the bond orders 0..3, and the sites of nodes that are not there hold `ABSENT` from the start: the number of
+of the bond orders 0..3, and the sites of nodes that are not there hold `absent` from the start: the number of
 nodes is drawn first, from the training set's law. The optimal network knows no time (arXiv 2409.02908).
 
-Tokens that are known (a fragment, given atoms) are simply there from the start, which is exact for the
-model: any-order decoding is conditioned, not guided.
+Tokens that are known (a fragment, given atoms) are simply there from the start: any-order decoding is
+conditioned, not guided, and exactly so for a given number of nodes. Where that number is unknown it is drawn
+without regard to the fragment.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A(x) are the values of the terms on the molecule that x decodes to, NaN where it
 which direction it goes,
 
     target      log-likelihood  -(value - target)^2 / 2 sigma^2
-    maximise    weight (value - scale) / sigma,  minimise the same with a minus      exponential reward
+    maximise    (value - target) / sigma,  minimise the same with a minus: an exponential reward
 
 and the terms add up: a product of experts. What is no molecule has the finite `floor`, so that a potential on
 unfinished molecules stays positive.
@@ -40,7 +40,7 @@ class Term:
         direction: target, maximise or minimise.
         target: the value that is wanted; of a direction, the value at which the reward is 0.
         sigma: width of a target; of a direction, the change of value that is worth one nat.
-        tolerance: |value - target| up to which a molecule counts as a hit; of a direction none.
+        tolerance: how far on the wrong side of `target` a hit may lie; infinite for a direction without one.
     """
 
     name: str
@@ -54,16 +54,17 @@ class Term:
         """Whether a value is what was asked for; of a direction, at least as good as `target`."""
         if math.isnan(value):
             return False
-        if self.direction == "target":
-            return abs(value - self.target) <= self.tolerance
-        return value >= self.target if self.direction == "maximise" else value <= self.target
+        gap = value - self.target
+        short = {"target": abs(gap), "maximise": -gap, "minimise": gap}[self.direction]
+        return short <= self.tolerance
 
     @property
     def words(self) -> str:
         """The question in words."""
         if self.direction == "target":
             return f"{self.name} = {self.target:g} (sigma {self.sigma:g}, a hit within {self.tolerance:g})"
-        return f"{self.direction} {self.name} (one nat a {self.sigma:g}; a hit from {self.target:g})"
+        hit = "" if math.isinf(self.tolerance) else f"; a hit from {self.target:g}"
+        return f"{self.direction} {self.name} (one nat a {self.sigma:g}{hit})"
 
 
 def term_of(settings: Mapping[str, Any]) -> Term:
@@ -80,16 +81,16 @@ def term_of(settings: Mapping[str, Any]) -> Term:
             f"property {name} needs operator.target=VALUE, or operator.direction=maximise or minimise; found "
             f"{direction or 'neither'}"
         )
-    target = settings.get("target")
-    if target is None:
-        if direction == "target":
-            raise InputError(f"property {name} needs operator.target")
-        target = 0.0
+    target, aimed = settings.get("target"), direction == "target"
+    if target is None and aimed:
+        raise InputError(f"property {name} needs operator.target")
     sigma = measured.sigma if settings.get("sigma") is None else float(settings["sigma"])
     if not sigma > 0:
         raise InputError(f"property {name}: sigma is {sigma}; it must be positive")
-    given = settings.get("tolerance")
-    return Term(name, measured, direction, float(target), sigma, 2 * sigma if given is None else float(given))
+    tolerance = settings.get("tolerance")
+    if tolerance is None:
+        tolerance = 2 * sigma if aimed else math.inf if target is None else 0.0
+    return Term(name, measured, direction, float(target or 0.0), sigma, float(tolerance))
 
 
 def value_of(term: Term, molecule: Any, smiles: str) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,8 +44,8 @@ def row_of(rank: int, item: Item, row: Merged, draws: int) -> dict[str, object]:
         "valid_connected": one.valid_connected,
         "formula": formula_of(one.molecule) if one.molecule is not None else "",
     }
-    for name, value in zip([term.name for term in item.terms], row.values or [math.nan] * 9, strict=False):
-        out[name] = "" if math.isnan(value) else round(value, 4)
+    for number, term in enumerate(item.terms):
+        out[term.name] = round(row.values[number], 4) if row.values else ""
     for name in LISTED:
         if name not in out:
             known = one.valid_connected

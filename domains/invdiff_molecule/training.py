@@ -29,21 +29,29 @@ def split_of(smiles: str) -> str:
     return {18: "validation", 19: "test"}.get(bucket, "train")
 
 
-def lines_of(path: Path) -> Iterator[str]:
-    """First column of a .csv, .smi or .txt file, gzipped or not, without a header line named smiles.
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Line numbers and SMILES of a .csv, .smi or .txt file, gzipped or not.
+
+    The column that a first line names `smiles`, else the first; separated by commas or spaces.
 
     Raises:
-        InputError: for a missing or unreadable file.
+        InputError: for a missing or unreadable file, or a line without that column.
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt") as file:
-            for line in file:
-                word = line.replace(",", " ").split()
-                if word and word[0].lower() != "smiles":
-                    yield word[0]
+            column = 0
+            for number, line in enumerate(file, 1):
+                words = [word.strip('"') for word in line.replace(",", " ").split()]
+                names = [word.lower() for word in words]
+                if number == 1 and "smiles" in names:
+                    column = names.index("smiles")
+                elif len(words) > column:
+                    yield number, words[column]
+                elif words:
+                    raise InputError(f"{path.name}, row {number} has no column {column + 1}")
     except (OSError, UnicodeDecodeError, EOFError) as error:
         raise InputError(f"{path.name} cannot be read as text ({error})") from None
 
@@ -61,7 +69,7 @@ class Molecules:
         self.layout = Layout(most, len(vocabulary))
         kept: dict[str, list[Tensor]] = {name: [] for name in SPLITS}
         self.skipped = 0
-        for smiles in lines_of(path):
+        for _, smiles in lines_of(path):
             try:
                 molecule = read_smiles(smiles)
                 graph = vocabulary.graph(molecule)

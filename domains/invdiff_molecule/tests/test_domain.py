@@ -156,6 +156,8 @@ def test_bad_questions_are_refused_before_any_work(overrides, message):
         ("CCO\nC1CC\n", r"row 2: 'C1CC' is not a SMILES"),
         ("CCO.[Na]\n", "2 fragments"),
         ("CBr\n", "row 1: CH3Br holds Br"),
+        ("id,smiles\n7,CCO\n8,C1CC\n", r"row 3: 'C1CC' is not a SMILES"),
+        ("id,smiles\n7\n", "row 2 has no column 2"),
         ("", "holds no SMILES"),
     ],
 )
@@ -193,6 +195,11 @@ def test_experts_add_up_and_spare_what_is_no_molecule():
     expected = -0.5 * ((logp - 1) / 0.5) ** 2 - (tpsa - 20) / 10
     torch.testing.assert_close(logs, torch.tensor([expected, expected, -20.0], dtype=torch.float64))
     assert torch.isfinite(noise.mean_at(values)).all()
+    assert terms[1].hit(20.0)
+    assert not terms[1].hit(20.1)
+    anywhere = term_of({"name": "qed", "direction": "maximise"})
+    assert anywhere.hit(0.01)
+    assert "a hit" not in anywhere.words
 
 
 def test_a_reward_that_fails_names_itself_and_the_molecule():
