@@ -34,8 +34,8 @@ from invdiff_molecule.training import Molecules, lines_of
 
 PRIOR_ALONE = "prior alone"
 FRAGMENT = (
-    "the fragment's atoms and bonds, in one Kekule form, stand in the graph from the start. That is exact for "
-    "a given number of atoms; how many there are follows the training set, not the fragment, and a molecule "
+    "the atoms and bonds of the fragment, in one Kekule form, stand in the graph from the start. That is "
+    "exact for a given number of atoms; how many there are follows the training set alone, and a molecule "
     "that holds the fragment several times counts as often"
 )
 

@@ -21,12 +21,13 @@ from invdiff.domain import Problem
 from invdiff.errors import InputError
 from invdiff.registry import load
 from invdiff.run.directory import write_json, write_text
+from invdiff.run.fit import check_prior
 from invdiff.run.provenance import measurement_digest
-from invdiff.run.solve import check_prior, choose_device, make_prior, make_sampler
+from invdiff.run.solve import choose_device, make_prior, make_sampler
 from invdiff.run.start import deterministic
 from invdiff.sampler.boundary import Boundary, Difference, FixedStart, Found, paired, prior_digest, search
 from invdiff.sampler.keys import ParticleNoise
-from invdiff.sampler.loop import DiffusionSampler, require_supported
+from invdiff.sampler.loop import DiffusionSampler, require_prior, require_supported
 
 Report = Callable[[str, int, int], None]
 RANDOM = 20  # random starts of the control
@@ -69,6 +70,7 @@ class Runs:
         for adapted, problem in zip(self.priors, problems, strict=True):
             check_prior(adapted, problem)
             require_supported(sampler, problem.measurement, problem.shape)
+            require_prior(sampler, adapted)
         self._known: dict[tuple[FixedStart, int], dict[str, float]] = {}
 
     def image(self, start: FixedStart, index: int) -> Float[Tensor, "*event"]:

@@ -55,7 +55,7 @@ def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
     heads = "".join(f"<th>{html.escape(_heading(column))}</th>" for column in columns)
     body = []
     for name, values in rows.items():
-        classes = ("best " if name == best else "") + ("ours" if name == "posterior mean" else "")
+        classes = ("best " if name == best else "") + ("ours" if name.startswith("posterior") else "")
         cells = "".join(f"<td>{_number(values[column])}</td>" for column in columns)
         body.append(f'<tr class="{classes}"><td>{html.escape(name)}</td>{cells}</tr>')
     return f"<table><tr><th>method</th>{heads}</tr>{''.join(body)}</table>"

@@ -17,10 +17,9 @@ import torch
 
 from invdiff.domain import Domain, Estimates, Problem, Summary
 from invdiff.errors import InputError
-from invdiff.measurement.noise import GaussianNoise, UnknownGaussianNoise
+from invdiff.measurement.noise import UnknownGaussianNoise
 from invdiff.posterior import Posterior
 from invdiff.prior.counted import counted
-from invdiff.prior.masked import MaskedPrior
 from invdiff.prior.prior import Prior, PriorCard
 from invdiff.registry import load, missing_extra
 from invdiff.run.acquisition import measured
@@ -33,11 +32,11 @@ from invdiff.run.directory import (
     write_text,
 )
 from invdiff.run.filters import filter_facts, filter_warnings
+from invdiff.run.fit import check_prior, check_scale
 from invdiff.run.provenance import measurement_digest, provenance
 from invdiff.run.start import started
 from invdiff.sampler.design import entropy_of_samples
-from invdiff.sampler.guidance.conditional import Conditional, require_condition
-from invdiff.sampler.loop import Sampler, draw, prepared, require_supported, whole_groups
+from invdiff.sampler.loop import Sampler, draw, prepared, require_prior, require_supported, whole_groups
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done, units done and units in all."""
@@ -85,71 +84,10 @@ def make_prior(settings: Mapping[str, Any]) -> Prior:
     return prior
 
 
-def check_kind(prior: Prior, sampler: Sampler) -> None:
-    """Refuse a sampler of noise levels for a prior of tokens, and the reverse."""
-    tokens, wanted = isinstance(prior, MaskedPrior), bool(getattr(sampler, "discrete", False))
-    if tokens == wanted:
-        return
-    name, kind = (
-        prior.card.name,
-        "tokens and has no noise levels" if tokens else "real numbers, not of tokens",
-    )
-    mend = "sampler=first_hitting" if tokens else "a sampler of noise levels, or a masked prior"
-    raise InputError(
-        f"prior {name!r} is of {kind}, and sampler {sampler.name!r} does not run on it; use {mend}"
-    )
-
-
 def make_sampler(settings: Mapping[str, Any], card: PriorCard) -> Sampler:
     """The sampler of a configuration."""
     sampler: Sampler = load("samplers", str(settings["name"]))(settings, card)
     return sampler
-
-
-def check_prior(prior: Prior, problem: Problem) -> None:
-    """Refuse a prior that does not run on the problem's shape."""
-    if isinstance(prior, MaskedPrior):
-        if prior.event_shape != problem.shape:
-            raise InputError(
-                f"prior {prior.card.name!r} is of events {prior.event_shape}, the problem of {problem.shape}"
-            )
-        return
-    probe = torch.zeros(1, *problem.shape)
-    try:
-        with torch.no_grad():
-            out = prior.denoise(probe, prior.card.std)
-    except (ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"prior {prior.card.name!r} does not take a state of shape {problem.shape}: {reason}"
-        ) from None
-    if out.shape != probe.shape:
-        raise InputError(
-            f"prior {prior.card.name!r} returns shape {tuple(out.shape[1:])} for {problem.shape}"
-        )
-
-
-def check_scale(prior: Prior, problem: Problem) -> None:
-    """Compare the size of the data's own estimate with the prior's std.
-
-    Raises:
-        InputError: where they differ more than eightfold: a prior of another unit.
-    """
-    operator = problem.measurement.operator
-    adjoint = getattr(operator, "adjoint", None)
-    if adjoint is None or not isinstance(problem.measurement.noise, GaussianNoise):
-        return  # counts, magnitudes and the like are not in the unit of A(x)
-    estimate = adjoint(problem.measurement.y[None])
-    normal = adjoint(operator(estimate))
-    step = float((estimate * estimate).sum() / (estimate * normal).sum().clamp_min(1e-30))
-    size = float((step * estimate).square().mean().sqrt())
-    ratio = size / max(prior.card.std, 1e-12)
-    if ratio > 8 or ratio < 1 / 64:
-        raise InputError(
-            f"the data have a root mean square of {size:.3g} in the prior's unit and prior "
-            f"{prior.card.name!r} was trained at {prior.card.std:.3g} ({prior.card.scale}); "
-            "rescale the data or choose a prior of their scale"
-        )
 
 
 def plan(config: Mapping[str, Any]) -> Job:
@@ -167,9 +105,7 @@ def plan(config: Mapping[str, Any]) -> Job:
     prior = make_prior(config["prior"])
     begun = started(config, make_sampler(config["sampler"], prior.card), prior)
     sampler = begun.sampler
-    check_kind(prior, sampler)
-    if sampler.name == Conditional.name:
-        require_condition(prior.card)
+    require_prior(sampler, prior)
     if begun.fixed and int(config["samples"]) > 1:
         config = {**config, "samples": 1}  # every sample would be the same image
     try:
@@ -187,8 +123,6 @@ def plan(config: Mapping[str, Any]) -> Job:
     priors = [domain.adapt_prior(prior, problem) for problem in problems]
     for adapted, problem in zip(priors, problems, strict=True):
         check_prior(adapted, problem)
-        if isinstance(adapted, MaskedPrior):
-            continue
         if problem.pending is None or bool(problem.measurement.y.any()):  # else nothing is measured yet
             check_scale(adapted, problem)
     problems = [replace(problem, notes={**problem.notes, **begun.notes}) for problem in problems]
@@ -297,7 +231,7 @@ def _items(job: Job, run: Path, log: Log, report: Report) -> list[ItemResult]:
             if not path.exists():
 
                 def progress(done: int, steps: int, base: int = base, count: int = len(numbers)) -> None:
-                    report("sampling", base + done * count, total)
+                    report("sampling", base + done * count * job.sampler.steps // steps, total)
 
                 before = counter.calls
                 drawn = draw(

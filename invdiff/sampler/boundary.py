@@ -154,9 +154,8 @@ class Boundary:
                 f"the boundary condition was found for prior {self.prior['name']!r} with other weights; find "
                 "one for this prior"
             )
-        for key in sorted(
-            (set(sampler) | set(self.sampler)) - {"eta", "end"}
-        ):  # a fixed start sets these itself
+        set_by_the_start = {"eta", "end"}
+        for key in sorted((set(sampler) | set(self.sampler)) - set_by_the_start):
             found, here = self.sampler.get(key), sampler.get(key)
             if found != here:
                 raise InputError(

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from invdiff.errors import InputError
 from invdiff.prior.masked import MASK, MaskedPrior
+from invdiff.prior.prior import Prior
 from invdiff.sampler.guidance.guidance import Claim
 from invdiff.sampler.particles import log_mean
 from invdiff.sampler.weighting.target import Target
@@ -231,7 +232,7 @@ class FirstHitting:
 class MaskedDiffusion:
     """First-hitting sampling as a method of the particle sampler; the measurement's log-likelihood is r.
 
-    A forward model that has `proposal(prior)` is asked for one.
+    A forward model that has `proposal(prior, measurement)` is asked for one.
 
     Attributes:
         completions, lookahead, every, last: see `FirstHitting`.
@@ -247,16 +248,27 @@ class MaskedDiffusion:
     claim: ClassVar[Claim] = "consistent"
     needs_linear: ClassVar[bool] = False
     needs_gaussian: ClassVar[bool] = False
-    discrete: ClassVar[bool] = True
 
     @property
     def steps(self) -> int:
+        """For progress only: the number of moves is the prior's number of sites."""
         return 1
+
+    def require(self, prior: Prior) -> None:
+        """Refuse a denoiser.
+
+        Raises:
+            InputError: for a prior of real numbers.
+        """
+        if not isinstance(prior, MaskedPrior):
+            raise InputError(
+                f"prior {prior.card.name!r} is of real numbers, not of tokens; sampler 'first_hitting' needs "
+                "a masked prior"
+            )
 
     def model(self, target: Target, generator: torch.Generator) -> FirstHitting:
         prior, measurement = target.prior, target.measurement
-        if not isinstance(prior, MaskedPrior):
-            raise InputError("sampler 'first_hitting' needs a masked prior of tokens; this one is a denoiser")
+        assert isinstance(prior, MaskedPrior)  # `require` has refused others
 
         def reward(tokens: Tensor) -> Tensor:
             return measurement.log_likelihood(prior.embed(tokens).to(target.device))

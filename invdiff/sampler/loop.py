@@ -14,6 +14,7 @@ from torch import Tensor
 
 from invdiff.errors import InputError
 from invdiff.measurement.measurement import Measurement
+from invdiff.prior.masked import MaskedPrior
 from invdiff.prior.prior import Prior, PriorCard
 from invdiff.sampler.feynman_kac import FilterStatistics
 from invdiff.sampler.guidance.guidance import Claim, Guidance, Guided
@@ -238,6 +239,25 @@ def require_supported(
         )
 
 
+def require_prior(sampler: Sampler, prior: Prior) -> None:
+    """Refuse a prior that the sampler does not run on: what its method's `require` says, else tokens.
+
+    Raises:
+        InputError: in one sentence, with what to use instead.
+    """
+    method: object = sampler
+    while (inner := getattr(method, "wrapped", None)) is not None:
+        method = inner
+    demand = getattr(method, "require", None)
+    if demand is not None:
+        demand(prior)
+    elif isinstance(prior, MaskedPrior):
+        raise InputError(
+            f"prior {prior.card.name!r} is of tokens and has no noise levels, and sampler {sampler.name!r} "
+            "needs them; use sampler=first_hitting"
+        )
+
+
 def whole_groups(batch: int, sampler: Sampler) -> int:
     """`batch` rounded up to whole groups of samples that one filter returns (see `particle_sampler`)."""
     group = int(getattr(sampler, "keep", 1))
@@ -255,9 +275,10 @@ def prepared(
     """The sampler with what all samples of a problem share, computed once where it has any.
 
     Raises:
-        InputError: for an operator or a noise that it does not take.
+        InputError: for an operator, a noise or a prior that it does not take.
     """
     require_supported(sampler, measurement, shape)
+    require_prior(sampler, prior)
     prepare = getattr(sampler, "prepare", None)
     if prepare is None:
         return sampler

@@ -121,9 +121,10 @@ class NoiseSearch(Wrapper):
     claim: ClassVar[Claim] = "heuristic"
 
     def __post_init__(self) -> None:
-        if self.sampler.integrator.eta > 0:
+        if self.sampler.integrator.eta > 0 or self.sampler.end != "mean":
             raise InputError(
-                "a search over starts needs a deterministic sampler; set eta=0 (integrator ddim or 2m)"
+                "a search over starts needs a deterministic sampler; set eta=0 (integrator ddim or 2m) and "
+                "end=mean"
             )
         if self.kind not in ("random", "zero_order", "paths"):
             raise InputError(f"noise_search knows random, zero_order and paths; found {self.kind!r}")

@@ -96,11 +96,6 @@ class ParticleSampler(Wrapper):
         return float(getattr(self.method, "reach", 0))
 
     @property
-    def discrete(self) -> bool:
-        """Whether the method is for priors of tokens."""
-        return bool(getattr(self.method, "discrete", False))
-
-    @property
     def composes(self) -> bool:
         """Whether the method weighs compositions of priors correctly."""
         return bool(getattr(self.method, "composes", False))

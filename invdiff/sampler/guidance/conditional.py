@@ -2,8 +2,8 @@
 
 What it was trained to is the law of images given such data, as far as the network has learned it; y enters
 through the condition alone, so a sample need not reproduce it exactly; with `end: draw` the last level joins
-the network's estimate to the data. On a Gaussian prior with the exact
-conditional denoiser the samples are exact up to the integrator.
+the network's estimate to the data. On a Gaussian prior with the exact conditional denoiser the samples are
+exact up to the integrator.
 """
 
 from __future__ import annotations
@@ -11,13 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from jaxtyping import Float
-from torch import Tensor
-
 from invdiff.errors import InputError
-from invdiff.measurement.measurement import Measurement
-from invdiff.prior.prior import Prior, PriorCard
-from invdiff.sampler.guidance.guidance import Claim, Guided
+from invdiff.prior.prior import Prior
+from invdiff.sampler.guidance.guidance import Claim
 from invdiff.sampler.guidance.unguided import Unguided
 
 
@@ -28,26 +24,14 @@ class Conditional(Unguided):
     name: ClassVar[str] = "conditional"
     claim: ClassVar[Claim] = "approximate"
 
-    def __call__(
-        self,
-        prior: Prior,
-        measurement: Measurement,
-        x: Float[Tensor, "batch *event"],
-        sigma: float,
-        sigma_next: float,
-    ) -> Guided:
-        require_condition(prior.card)
-        return super().__call__(prior, measurement, x, sigma, sigma_next)
+    def require(self, prior: Prior) -> None:
+        """Refuse an unconditional prior, whose samples would not know the data.
 
-
-def require_condition(card: PriorCard) -> None:
-    """Refuse an unconditional prior, whose samples would not know the data.
-
-    Raises:
-        InputError: where the card names no condition.
-    """
-    if not card.condition:
-        raise InputError(
-            f"prior {card.name!r} is unconditional, and sampler=conditional adds nothing of the data; choose "
-            "a conditional prior or another sampler"
-        )
+        Raises:
+            InputError: where the card names no condition.
+        """
+        if not prior.card.condition:
+            raise InputError(
+                f"prior {prior.card.name!r} is unconditional, and sampler=conditional adds nothing of the "
+                "data; choose a conditional prior or another sampler"
+            )
