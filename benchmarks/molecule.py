@@ -4,6 +4,9 @@
     python benchmarks/molecule.py formula DATA [--count 40]      formulas of held-out molecules, 8 draws each
     python benchmarks/molecule.py fragment DATA [--count 150]    connected fragments of 5 atoms, one draw each
     python benchmarks/molecule.py reward DATA [--count 20]       QED and 13C environments, beside best-of-N
+    python benchmarks/molecule.py gdss DATA [--count 500]        the published QM9 checkpoint, and steered
+
+`prior` takes `prior=zinc_masked` too, and then the molecules of ZINC250k.
 
 DATA is the folder of the shared data. Held out: by the hash of the canonical SMILES, see
 `invdiff_molecule.training`. Calls are network calls, one a particle and site. One thread.
@@ -30,17 +33,20 @@ from invdiff.run.solve import make_prior, make_sampler
 from invdiff.sampler import feynman_kac
 from invdiff.sampler.loop import draw
 from invdiff_molecule.chemistry import canonical, decode, formula_of, read_smiles
+from invdiff_molecule.diffusion import GraphDiffusion, GraphModel
 from invdiff_molecule.domain import MoleculeDomain
+from invdiff_molecule.gdss import load_gdss
 from invdiff_molecule.metrics import diversity, rates
+from invdiff_molecule.objective import Values, term_of
 from invdiff_molecule.properties import PROPERTIES
 from invdiff_molecule.state import graphs_of
 from invdiff_molecule.training import lines_of, split_of
 
 
-def molecules(data: Path) -> dict[str, list[str]]:
+def molecules(data: Path, name: str = "qm9") -> dict[str, list[str]]:
     """Canonical SMILES by split."""
     found: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
-    for _, smiles in lines_of(data / "molecules/qm9.csv.gz"):
+    for _, smiles in lines_of(data / f"molecules/{name}.csv.gz"):
         text = canonical(read_smiles(smiles))
         found[split_of(text)].append(text)
     return found
@@ -65,20 +71,23 @@ def fcd(found: list[str], reference: list[str]) -> float:
 
 def prior_alone(data: Path, count: int, overrides: list[str]) -> None:
     """The unconditional table."""
-    known = molecules(data)
-    prior = counted(make_prior(compose(["domain=molecule", *overrides])["prior"]))
+    settings = compose(["domain=molecule", *overrides])["prior"]
+    known = molecules(data, "zinc250k" if settings["name"] == "zinc_masked" else "qm9")
+    prior = counted(make_prior(settings))
     began = time.perf_counter()
     decoded = unguided(prior, count, 0)
     seconds = time.perf_counter() - began
+    quality(decoded, known)
+    print(f"{prior.calls / count:.1f} calls and {seconds / count:.4f} s a molecule")
+
+
+def quality(decoded, known: dict[str, list[str]]) -> None:
+    """Shares, novelty and FCD of draws, with its floor."""
     row = rates(decoded, [one.valid_connected for one in decoded])
     connected = [one.smiles for one in decoded if one.valid_connected]
-    train = set(known["train"])
+    train, whole = set(known["train"]), set().union(*known.values())
     row["novel"] = float(np.mean([smiles not in train for smiles in set(connected)]))
-    row["novel, of the whole file"] = float(
-        np.mean(
-            [smiles not in train | set(known["test"]) | set(known["validation"]) for smiles in set(connected)]
-        )
-    )
+    row["novel, of the whole file"] = float(np.mean([smiles not in whole for smiles in set(connected)]))
     rng = np.random.default_rng(0)
     reference = [known["train"][i] for i in rng.choice(len(known["train"]), 5000, replace=False)]
     held_out = [known["test"][i] for i in rng.choice(len(known["test"]), len(connected), replace=False)]
@@ -86,7 +95,44 @@ def prior_alone(data: Path, count: int, overrides: list[str]) -> None:
     row["FCD of as many held-out molecules"] = fcd(held_out, reference)
     for name, value in row.items():
         print(f"{name:36s} {value:.4f}")
-    print(f"{prior.calls / count:.1f} calls and {seconds / count:.4f} s a molecule")
+
+
+def published(data: Path, count: int, overrides: list[str]) -> None:
+    """The QM9 checkpoint of GDSS: settings of the sampler, then steered to valid and connected."""
+    known = molecules(data)
+    bare = load_gdss({"path": data / "checkpoints/gdss/QM9/gdss_qm9.pth"})
+    vocabulary = bare.vocabulary_of_atoms
+    aimed = Values([term_of({"name": "connected", "target": 1.0})], vocabulary, bare.most)
+
+    def whole(x):
+        return torch.where(aimed(x)[:, 0].isnan(), -6.0, 0.0).double()
+
+    variants = {
+        "as published: start N(0, 1), two calls a level": {
+            "start": "published",
+            "reuse": False,
+            "noise": "exact",
+        },
+        "shipped: one call a level (S4)": {},
+        "no corrector, temperature 1": {"corrector": False, "noise": "exact"},
+        "shipped, steered to valid and connected": {"steered": True},
+    }
+    for title, options in variants.items():
+        prior = counted(bare)
+        steered = options.pop("steered", False)
+        model = GraphModel(GraphDiffusion(**options), bare, whole if steered else None, prior)
+        began = time.perf_counter()
+        decoded = []
+        for seed in range(-(-count // 64) if steered else 1):
+            settings = feynman_kac.Settings(64 if steered else count, threshold=0.5 if steered else 0.0)
+            generator = keyed_stream(seed, 5)
+            done = feynman_kac.run(model, settings, generator)
+            chosen = done.select(settings.particles, generator)
+            states = model.state(feynman_kac.gather(done.particles, chosen))
+            decoded += [decode(graph, vocabulary) for graph in graphs_of(states, len(vocabulary))]
+        seconds = time.perf_counter() - began
+        print(f"\n{title}: {prior.calls / len(decoded):.1f} calls, {seconds / len(decoded):.4f} s a molecule")
+        quality(decoded[:count], known)
 
 
 def answered(overrides: list[str], draws: int, seed: int):
@@ -146,7 +192,8 @@ def unweighted(settings: list[str], proposed: bool, seed: int):
 def fragments(data: Path, count: int, overrides: list[str]) -> None:
     """Random connected fragments of five atoms of held-out molecules with eight or more."""
     rng = np.random.default_rng(2)
-    test = molecules(data)["test"]
+    known = molecules(data)
+    test, train = known["test"], set(known["train"])
     prior = make_prior(compose(["domain=molecule", *overrides])["prior"])
     vocabulary = prior.vocabulary_of_atoms
     hits, smiles, total = [], [], 0
@@ -168,8 +215,6 @@ def fragments(data: Path, count: int, overrides: list[str]) -> None:
         hits.append(found)
         smiles.append(one.smiles)
         total += 1
-    known = molecules(data)
-    train = set(known["train"])
     distinct = {s for s, hit in zip(smiles, hits, strict=True) if hit}
     print(f"valid, connected, fragment present {np.mean(hits):.3f} (n {count}); {len(distinct)} distinct")
     print(f"of them not in the training split {np.mean([s not in train for s in distinct]):.3f}")
@@ -226,6 +271,7 @@ def main() -> None:
         "formula": (formulas, 40),
         "fragment": (fragments, 150),
         "reward": (rewards, 20),
+        "gdss": (published, 500),
     }
     parser.add_argument("what", choices=tuple(tables))
     parser.add_argument("data", type=Path)

@@ -54,6 +54,10 @@ _EXPORTS = {
     "NetworkPrior": "invdiff.prior.network",
     "Prior": "invdiff.prior.prior",
     "PriorCard": "invdiff.prior.prior",
+    "Sigma": "invdiff.prior.prior",
+    "Claim": "invdiff.sampler.guidance.guidance",
+    "Target": "invdiff.sampler.weighting.target",
+    "filtered": "invdiff.sampler.catalog",
     "SlicewisePrior": "invdiff.prior.slicewise",
     "CrossedPrior": "invdiff.prior.slicewise",
     "TiledPrior": "invdiff.prior.tiled",
@@ -102,6 +106,7 @@ __all__ = [
     "MASK",
     "Acquisition",
     "ChannelwisePrior",
+    "Claim",
     "Composed",
     "Composition",
     "Config",
@@ -146,9 +151,11 @@ __all__ = [
     "RicianNoise",
     "RolloverSearch",
     "Saturation",
+    "Sigma",
     "SlicewisePrior",
     "StackedOperator",
     "Summary",
+    "Target",
     "Tick",
     "TiledPrior",
     "TrainSettings",
@@ -165,6 +172,7 @@ __all__ = [
     "compose",
     "entropy_of_samples",
     "exchange_folder",
+    "filtered",
     "infer_level",
     "keyed_stream",
     "load_plugin",
@@ -209,11 +217,12 @@ if TYPE_CHECKING:
     from invdiff.prior.masked import MASK, MaskedPrior, NoLevels
     from invdiff.prior.mixture import GaussianMixture
     from invdiff.prior.network import ChannelwisePrior, NetworkPrior
-    from invdiff.prior.prior import Prior, PriorCard
+    from invdiff.prior.prior import Prior, PriorCard, Sigma
     from invdiff.prior.slicewise import CrossedPrior, SlicewisePrior
     from invdiff.prior.tiled import TiledPrior
     from invdiff.prior.training import TrainingData, TrainSettings
     from invdiff.registry import load as load_plugin
+    from invdiff.sampler.catalog import filtered
     from invdiff.sampler.design import (
         Acquisition,
         Design,
@@ -225,6 +234,7 @@ if TYPE_CHECKING:
         start_size,
     )
     from invdiff.sampler.first_hitting import FirstHitting
+    from invdiff.sampler.guidance.guidance import Claim
     from invdiff.sampler.guidance.unguided import Unguided
     from invdiff.sampler.instrument import FileExchange
     from invdiff.sampler.keys import stream as keyed_stream
@@ -236,6 +246,7 @@ if TYPE_CHECKING:
     from invdiff.sampler.rollover import RolloverSearch
     from invdiff.sampler.teleport import GaussianTeleport, teleported
     from invdiff.sampler.unconditional import sample_prior
+    from invdiff.sampler.weighting.target import Target
 
 
 def __getattr__(name: str) -> Any:

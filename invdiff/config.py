@@ -65,8 +65,8 @@ def _peek(group: str, name: str) -> dict[str, Any]:
 def complete(overrides: Sequence[str]) -> list[str]:
     """Fill the groups that were not chosen from those that were.
 
-    An operator says its domain and may say what it needs beside it; a domain says
-    its default operator, prior and sampler (`chooses`) and other values (`sets`).
+    An operator says its domain and may say what it needs beside it, a prior the sampler that
+    it needs; a domain says its default operator, prior and sampler (`chooses`) and other values (`sets`).
     Contradictions and unknown names are refused.
     """
     chosen: dict[str, str] = {}
@@ -98,6 +98,9 @@ def complete(overrides: Sequence[str]) -> list[str]:
     operator = chosen.get("operator", defaults.get("operator"))
     if operator is not None and operator in choices("operator"):
         defaults |= dict(_peek("operator", str(operator)).get("chooses", {}))
+    prior = chosen.get("prior", defaults.get("prior"))
+    if prior is not None and prior in choices("prior"):
+        defaults |= dict(_peek("prior", str(prior)).get("chooses", {}))
     first = [f"{key}={value}" for key, value in dict(domain.get("sets", {})).items()]
     for group, name in defaults.items():
         chosen.setdefault(str(group), str(name))

@@ -23,31 +23,49 @@ RDLogger.DisableLog("rdApp.*")  # what does not parse or sanitise is reported by
 
 BONDS = (None, Chem.BondType.SINGLE, Chem.BondType.DOUBLE, Chem.BondType.TRIPLE)
 FORMULA = re.compile(r"([A-Z][a-z]?)(\d*)")
+CATIONS = ("N", "O", "S")
+CHARGE = re.compile(r"([+-])(\d*)$")
+TOKEN = re.compile(r"([A-Z][a-z]?)(\d*)(\+*|-*)")
 
 
 @dataclass(frozen=True)
 class Token:
-    """An element with a formal charge, written `C`, `N+`, `O-`."""
+    """An element with a formal charge, and the valence of hypervalent ones: `C`, `N+`, `O-`, `S6`, `P5`.
+
+    Attributes:
+        element: symbol.
+        charge: formal charge.
+        bonds: bonds of the atom, hydrogens included; None for the element's usual number.
+    """
 
     element: str
     charge: int = 0
+    bonds: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Token:
-        """Of its written form."""
-        element = text.rstrip("+-")
-        signs = text[len(element) :]
-        return cls(element, signs.count("+") - signs.count("-"))
+        """Of its written form.
+
+        Raises:
+            InputError: for anything else than an element, digits and signs.
+        """
+        found = TOKEN.fullmatch(text)
+        if found is None:
+            raise InputError(f"{text!r} is no atom; expected an element and a charge such as C, N+ or S6")
+        element, bonds, signs = found.groups()
+        return cls(element, signs.count("+") - signs.count("-"), int(bonds) if bonds else None)
 
     def __str__(self) -> str:
-        return self.element + ("+" if self.charge > 0 else "-") * abs(self.charge)
+        bonds = "" if self.bonds is None else str(self.bonds)
+        return self.element + bonds + ("+" if self.charge > 0 else "-") * abs(self.charge)
 
     @property
     def valence(self) -> int:
-        """Bonds of the atom, hydrogens included: that of the neutral element with as many electrons.
-
-        Hypervalent S and P have more.
+        """Bonds of the atom, hydrogens included: where not said, those of the neutral element with as many
+        electrons.
         """
+        if self.bonds is not None:
+            return self.bonds
         table = Chem.GetPeriodicTable()
         number = table.GetAtomicNumber(self.element) - self.charge
         return int(table.GetDefaultValence(number))
@@ -73,14 +91,21 @@ class Graph:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The atoms that a prior knows."""
+    """The atoms that a prior knows.
+
+    Attributes:
+        tokens: in the order of the prior's columns.
+        cations: whether charges are left out and N, O and S with one bond above their usual number are read
+            as cations, as in GDSS; anions are lost.
+    """
 
     tokens: tuple[Token, ...]
+    cations: bool = False
 
     @classmethod
-    def of(cls, names: Sequence[str]) -> Vocabulary:
+    def of(cls, names: Sequence[str], cations: bool = False) -> Vocabulary:
         """From written tokens."""
-        return cls(tuple(Token.parse(str(name)) for name in names))
+        return cls(tuple(Token.parse(str(name)) for name in names), cations)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -105,6 +130,11 @@ class Vocabulary:
         atoms = []
         for atom in molecule.GetAtoms():
             token = Token(atom.GetSymbol(), atom.GetFormalCharge())
+            stretched = Token(token.element, token.charge, atom.GetTotalValence())
+            if stretched in index:
+                token = stretched
+            if self.cations and token.charge == 1 and token.element in CATIONS:
+                token = Token(token.element)
             if token not in index or atom.GetNumRadicalElectrons():
                 radical = ", a radical" if atom.GetNumRadicalElectrons() else ""
                 raise InputError(f"atom {atom.GetIdx()} is {token}{radical}; this prior knows {self}")
@@ -125,6 +155,11 @@ class Vocabulary:
             out.AddAtom(atom)
         for i, j in zip(*np.nonzero(np.triu(graph.bonds, 1)), strict=True):
             out.AddBond(int(i), int(j), BONDS[int(graph.bonds[i, j])])
+        if self.cations:
+            for atom, used in zip(out.GetAtoms(), graph.bonds.sum(1), strict=True):
+                element = atom.GetSymbol()
+                if element in CATIONS and int(used) == Token(element).valence + 1:
+                    atom.SetFormalCharge(1)
         return out
 
 
@@ -202,15 +237,18 @@ def one_fragment(molecule: Chem.Mol, where: str = "", largest: bool = False) -> 
 
 
 def read_formula(text: str) -> Counter[str]:
-    """Counts of the elements of `C7H9NO`.
+    """Counts of the elements of `C7H9NO`, and `charge` where the text ends in one (`C7H10NO+`, `C3H4O3-2`).
 
     Raises:
-        InputError: for anything else than element symbols and numbers.
+        InputError: for anything else than element symbols, numbers and a charge.
     """
+    body, charge = text, CHARGE.search(text)
+    if charge is not None:
+        body = text[: charge.start()]
     counts: Counter[str] = Counter()
-    for element, number in FORMULA.findall(text):
+    for element, number in FORMULA.findall(body):
         counts[element] += int(number or 1)
-    if not text or FORMULA.sub("", text):
+    if not body or FORMULA.sub("", body):
         raise InputError(f"{text!r} is not a molecular formula such as C7H9NO")
     table = Chem.GetPeriodicTable()
     for element in counts:
@@ -218,11 +256,13 @@ def read_formula(text: str) -> Counter[str]:
             table.GetAtomicNumber(element)
         except RuntimeError:
             raise InputError(f"{text!r} names {element!r}, which is no element") from None
+    if charge is not None:
+        counts["charge"] = int(charge.group(1) + (charge.group(2) or "1"))
     return counts
 
 
 def formula_of(molecule: Chem.Mol) -> str:
-    """Hill formula."""
+    """Hill formula, the net charge at its end."""
     return str(rdMolDescriptors.CalcMolFormula(molecule))
 
 

@@ -10,13 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from invdiff import (
     Config,
     Estimates,
     Figure,
-    FirstHitting,
     InputError,
     Posterior,
     Prior,
@@ -29,7 +26,7 @@ from invdiff import (
 from invdiff_molecule import metrics, output
 from invdiff_molecule.chemistry import Vocabulary, canonical, one_fragment, read_smiles
 from invdiff_molecule.item import Item, question
-from invdiff_molecule.masked import MaskedGraphPrior
+from invdiff_molecule.priors import GraphPrior, draws_alone, of_molecules
 from invdiff_molecule.training import Molecules, lines_of
 
 PRIOR_ALONE = "prior alone"
@@ -48,11 +45,8 @@ class MoleculeDomain:
 
     def problems(self, config: Config) -> list[Problem]:
         prior = load_plugin("priors", str(config["prior"]["name"]))(config["prior"])
-        if not isinstance(prior, MaskedGraphPrior):
-            raise InputError(
-                f"prior {config['prior']['name']!r} is no prior of molecules; use prior=qm9_masked"
-            )
-        vocabulary, most = prior.vocabulary_of_atoms, prior.layout.most
+        prior = of_molecules(prior)
+        vocabulary, most = prior.vocabulary_of_atoms, prior.event_shape[0]
         path = config["input"].get("path")
         settings, domain = config["operator"], config["domain"]
         if path is None:
@@ -72,14 +66,14 @@ class MoleculeDomain:
         return problems
 
     @staticmethod
-    def _problem(name: str, asked: dict[str, Any], prior: MaskedGraphPrior, config: Config) -> Problem:
+    def _problem(name: str, asked: dict[str, Any], prior: GraphPrior, config: Config) -> Problem:
         wanted = config["domain"]["heavy_atoms"]
         if wanted is not None:
             if asked.get("size") not in (None, int(wanted)):
                 raise InputError(f"domain.heavy_atoms is {wanted} and {asked['words']} has {asked['size']}")
             asked["size"] = int(wanted)
         vocabulary = prior.vocabulary_of_atoms
-        most = prior.layout.most
+        most = prior.event_shape[0]
         given = prior.given(asked.get("fragment"), asked.get("size"))
         draws = max(int(config["sampler"].get("particles", 0)), 32)
         item = Item(vocabulary, most, **asked, prior=given, draws=draws, seed=int(config["seed"]))
@@ -93,20 +87,14 @@ class MoleculeDomain:
     def adapt_prior(self, prior: Prior, problem: Problem) -> Prior:
         """The prior given what the question says of the graph itself."""
         item: Item = problem.context
-        if not isinstance(prior, MaskedGraphPrior):
-            raise InputError(f"prior {prior.card.name!r} is no prior of molecules")
-        return prior.given(item.fragment, item.size)
+        return of_molecules(prior).given(item.fragment, item.size)
 
     def baselines(self, problem: Problem, tick: Tick) -> Estimates:
         """As many draws of the prior, given the fragment and the size alone, as a filter has particles."""
         item: Item = problem.context
-        model = FirstHitting(item.prior, lambda tokens: torch.zeros(len(tokens)), completions=0)
-        generator = keyed_stream(item.seed, 77)
-        drawn, _ = model.start(item.draws, generator)
-        for k in range(model.steps):
-            drawn, _ = model.move(k, drawn, generator)
+        drawn = draws_alone(item.prior, item.draws, keyed_stream(item.seed, 77))
         tick()
-        return {"prior": model.state(drawn)}
+        return {"prior": drawn}
 
     def summarise(self, problem: Problem, posterior: Posterior, baselines: Estimates) -> Summary:
         item: Item = problem.context
@@ -153,4 +141,5 @@ class MoleculeDomain:
     def training_data(self, settings: Mapping[str, Any]) -> Molecules:
         """SMILES of `root/path` with the atoms `tokens` and at most `nodes` of them."""
         path = Path(str(settings["root"])) / str(settings["path"])
-        return Molecules(path, Vocabulary.of(settings["tokens"]), int(settings["nodes"]))
+        alike = float(settings.get("alike", 0.5))
+        return Molecules(path, Vocabulary.of(settings["tokens"]), int(settings["nodes"]), alike)

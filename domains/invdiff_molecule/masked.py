@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from invdiff import MASK, InputError, NoLevels, PriorCard, read_prior
 from invdiff_molecule.chemistry import Graph, Vocabulary
-from invdiff_molecule.network import GraphTransformer, powers
+from invdiff_molecule.network import STEPS, GraphTransformer, distances, powers
 from invdiff_molecule.state import pack
 
 ORDERS = 4
@@ -100,26 +100,50 @@ class Layout:
 class MaskedGraphNetwork(nn.Module):
     """Logits of every site from a partly masked graph.
 
+    Padding costs nothing: the network sees as many nodes as the largest graph of the batch has.
+
     Args:
         tokens: written atom tokens, in order.
         nodes: N.
+        paths: whether nodes and pairs also see what the decided bonds say of valences, rings and fragments:
+            the bonds that an atom has left, how far apart two nodes are, and whether a path joins them.
         width, edge_width, heads, layers: see `GraphTransformer`.
     """
 
     sizes: Tensor
 
-    def __init__(self, tokens: Sequence[str], nodes: int, **transformer: int) -> None:
+    def __init__(self, tokens: Sequence[str], nodes: int, paths: bool = False, **transformer: int) -> None:
         super().__init__()
         self.names = tuple(str(token) for token in tokens)
-        self.layout = Layout(nodes, len(self.names))
+        self.layout, self.paths = Layout(nodes, len(self.names)), paths
         kinds = self.layout.kinds
-        self.transformer = GraphTransformer(kinds + 4, ORDERS + 3, 2, kinds, ORDERS, **transformer)
+        node_in, edge_in = kinds + 4 + 2 * paths, ORDERS + 3 + STEPS * paths
+        self.transformer = GraphTransformer(node_in, edge_in, 2, kinds, ORDERS, nodes, **transformer)
         self.register_buffer("sizes", torch.ones(nodes + 1) / (nodes + 1))
+        valences = torch.from_numpy(Vocabulary.of(self.names).valences).float()
+        self.register_buffer("valences", valences, persistent=False)
 
     def forward(self, tokens: Int[Tensor, "batch sites"]) -> Float[Tensor, "batch sites vocabulary"]:
         """Logits; minus infinity for tokens that a site cannot hold."""
         layout = self.layout
         atoms, pairs = layout.split(tokens)
+        most = max(int((atoms != layout.absent).sum(1).max()), 1) if len(atoms) else 1
+        node_out, edge_out = self.of_graphs(atoms[:, :most], pairs[:, :most, :most])
+        out = node_out.new_full((len(tokens), layout.sites, layout.vocabulary), -torch.inf)
+        out[:, :most, : layout.kinds] = node_out
+        rows, columns = layout.pairs
+        seen = columns < most
+        place = torch.arange(layout.most, layout.sites)[seen]
+        out[:, place, :ORDERS] = edge_out[:, rows[seen], columns[seen]]
+        out[:, most : layout.most, : layout.kinds] = 0.0
+        out[:, layout.most + (~seen).nonzero()[:, 0], :ORDERS] = 0.0
+        return out
+
+    def of_graphs(
+        self, atoms: Int[Tensor, "batch n"], pairs: Int[Tensor, "batch n n"]
+    ) -> tuple[Float[Tensor, "batch n kinds"], Float[Tensor, "batch n n orders"]]:
+        """Logits of atoms and of pairs, whatever the padding."""
+        layout = self.layout
         there = atoms != layout.absent
         both = there[:, :, None] & there[:, None]
         open_atom, open_pair = (atoms == MASK) & there, (pairs == MASK) & both
@@ -128,27 +152,27 @@ class MaskedGraphNetwork(nn.Module):
         count = there.sum(dim=1).float()
         size = (count / layout.most)[:, None]
         kinds = nn.functional.one_hot((atoms + 1).clamp(0, layout.kinds), layout.kinds + 1).float()
-        nodes = torch.cat(
-            [
-                kinds * there[..., None],
-                bonds.sum(2, keepdim=True) / ORDERS,
-                open_pair.sum(2, keepdim=True) / layout.most,
-                size[:, None].expand(-1, layout.most, 1),
-            ],
-            dim=-1,
-        )
         orders = nn.functional.one_hot((pairs + 1).clamp(0, ORDERS), ORDERS + 1).float()
-        edges = torch.cat([orders * both[..., None], powers(bonds)], dim=-1)
+        nodes = [
+            kinds * there[..., None],
+            bonds.sum(2, keepdim=True) / ORDERS,
+            open_pair.sum(2, keepdim=True) / layout.most,
+            size[:, None].expand(-1, atoms.shape[1], 1),
+        ]
+        edges = [orders * both[..., None], powers(bonds)]
+        if self.paths:
+            joined = distances(bonds) * both[..., None]
+            valence = self.valences[atoms.clamp(0, layout.kinds - 1)] - bonds.sum(2)
+            left = torch.where(there & ~open_atom, valence, 0.0)
+            nodes += [left[..., None] / ORDERS, joined[..., -1].sum(2, keepdim=True) / layout.most]
+            edges.append(joined)
         total = (count * (count + 1) / 2).clamp_min(1)
         undecided = (open_atom.sum(1) + open_pair.sum((1, 2)) / 2) / total
-        node_out, edge_out = self.transformer(
-            nodes, edges, torch.cat([size, undecided[:, None]], dim=1), there
+        features = torch.cat([size, undecided[:, None]], dim=1)
+        found: tuple[Tensor, Tensor] = self.transformer(
+            torch.cat(nodes, dim=-1), torch.cat(edges, dim=-1), features, there
         )
-        rows, columns = layout.pairs
-        out = node_out.new_full((len(tokens), layout.sites, layout.vocabulary), -torch.inf)
-        out[:, : layout.most, : layout.kinds] = node_out
-        out[:, layout.most :, :ORDERS] = edge_out[:, rows, columns]
-        return out
+        return found
 
 
 @dataclass(frozen=True)

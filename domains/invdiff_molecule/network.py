@@ -22,9 +22,9 @@ def symmetric(e: Float[Tensor, "batch N N c"]) -> Float[Tensor, "batch N N c"]:
 class Layer(nn.Module):
     """One round of attention, messages and edge update."""
 
-    def __init__(self, width: int, edge_width: int, graph_width: int, heads: int) -> None:
+    def __init__(self, width: int, edge_width: int, graph_width: int, heads: int, most: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.most = heads, most
         self.node_norm = nn.LayerNorm(width, elementwise_affine=False)
         self.mlp_norm = nn.LayerNorm(width, elementwise_affine=False)
         self.edge_norm = nn.LayerNorm(edge_width)
@@ -58,7 +58,7 @@ class Layer(nn.Module):
         attention = logits.masked_fill(~pairs[..., None], -1e9).softmax(dim=2) * pairs[..., None]
         h = h + self.out(torch.einsum("bijh,bjhd->bihd", attention, v).reshape(batch, count, width))
         messages = nn.functional.silu(self.message_edge(edges) + self.message_node(normed)[:, None])
-        total = (messages * pairs[..., None]).sum(dim=2) / count**0.5
+        total = (messages * pairs[..., None]).sum(dim=2) / self.most**0.5
         h = h + self.message_out(total)
         h = h + self.mlp(self.mlp_norm(h) * (1 + scale2) + shift2)
         ends = self.to_edge(h)
@@ -74,6 +74,7 @@ class GraphTransformer(nn.Module):
     Args:
         node_in, edge_in, graph_in: widths of the features.
         node_out, edge_out: widths of the outputs.
+        most: largest number of nodes, which scales sums over neighbours whatever the padding.
         width, edge_width, heads, layers: of the streams.
     """
 
@@ -84,6 +85,7 @@ class GraphTransformer(nn.Module):
         graph_in: int,
         node_out: int,
         edge_out: int,
+        most: int,
         width: int = 64,
         edge_width: int = 24,
         heads: int = 4,
@@ -92,7 +94,7 @@ class GraphTransformer(nn.Module):
         super().__init__()
         self.nodes, self.edges = nn.Linear(node_in, width), nn.Linear(edge_in, edge_width)
         self.graph = nn.Sequential(nn.Linear(graph_in, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
-        self.layers = nn.ModuleList(Layer(width, edge_width, width, heads) for _ in range(layers))
+        self.layers = nn.ModuleList(Layer(width, edge_width, width, heads, most) for _ in range(layers))
         self.node_norm, self.edge_norm = nn.LayerNorm(width), nn.LayerNorm(edge_width)
         self.node_out, self.edge_out = nn.Linear(width, node_out), nn.Linear(edge_width, edge_out)
 
@@ -115,3 +117,20 @@ def powers(a: Float[Tensor, "batch N N"]) -> Float[Tensor, "batch N N 2"]:
     """tanh of walks of two and three steps, halved and quartered: cycles and neighbourhoods."""
     squared = a @ a
     return torch.stack([torch.tanh(squared / 2), torch.tanh(squared @ a / 4)], dim=-1)
+
+
+STEPS = 6  # bonds that `distances` tells apart
+
+
+def distances(a: Float[Tensor, "batch N N"]) -> Float[Tensor, "batch N N s"]:
+    """Whether two nodes are at most 2, 3, ... STEPS bonds apart, and whether any path joins them."""
+    near = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device) + (a > 0).to(a)
+    reached, out = near, []
+    for _ in range(STEPS - 1):
+        reached = (reached @ near).clamp_max(1)
+        out.append(reached)
+    length = STEPS
+    while length < a.shape[-1] - 1:
+        reached = (reached @ reached).clamp_max(1)
+        length *= 2
+    return torch.stack([*out, reached], dim=-1)

@@ -1,7 +1,11 @@
 """Training data and the objective of the masked graph prior.
 
-u ~ U(0, 1) masks every site with probability u, and the loss is the mean cross-entropy over the masked sites
-of a graph: with the number of masks uniform, the bound on -log p(graph) up to its number of sites.
+Sites are masked independently, atoms with probability u and pairs with probability v, and the loss is the
+mean cross-entropy over the masked sites of a graph. A share `alike` of the graphs has u = v ~ U(0, 1): the
+number of masks is uniform, and the loss the bound on -log p(graph) up to its number of sites. The others
+have u and v of their own, so that graphs whose atoms are decided before their bonds are seen too. Any law
+of masks has the same optimal network. A batch holds graphs of about one size, so that little of it is
+padding.
 """
 
 from __future__ import annotations
@@ -63,10 +67,11 @@ class Molecules:
         path: a file of SMILES.
         vocabulary: the atoms that are kept; molecules with others, too large or of several fragments are not.
         most: largest number of heavy atoms.
+        alike: share of the graphs whose atoms and pairs are masked at the same rate.
     """
 
-    def __init__(self, path: Path, vocabulary: Vocabulary, most: int) -> None:
-        self.layout = Layout(most, len(vocabulary))
+    def __init__(self, path: Path, vocabulary: Vocabulary, most: int, alike: float = 0.5) -> None:
+        self.layout, self.alike = Layout(most, len(vocabulary)), alike
         kept: dict[str, list[Tensor]] = {name: [] for name in SPLITS}
         self.skipped = 0
         for _, smiles in lines_of(path):
@@ -84,12 +89,26 @@ class Molecules:
         if not all(kept.values()):
             raise InputError(f"{path.name} has too few molecules of this vocabulary to train on")
         self.tokens = {name: torch.stack(rows) for name, rows in kept.items()}
+        self.order = self.counts.argsort(stable=True)
+
+    @property
+    def counts(self) -> Int[Tensor, "rows"]:
+        """Heavy atoms of every molecule of the training split."""
+        return (self.tokens["train"][:, : self.layout.most] != self.layout.absent).sum(dim=1)
 
     @property
     def sizes(self) -> Float[Tensor, "sizes"]:
         """Law of the number of heavy atoms in the training split."""
-        there = (self.tokens["train"][:, : self.layout.most] != self.layout.absent).sum(dim=1)
-        return torch.bincount(there, minlength=self.layout.most + 1).double() / len(there)
+        counts = self.counts
+        return torch.bincount(counts, minlength=self.layout.most + 1).double() / len(counts)
+
+    def batch(self, size: int, generator: torch.Generator) -> Int[Tensor, "size sites"]:
+        """Training molecules about as large as one that is drawn by chance."""
+        rows, reach = len(self.order), 16 * size
+        centre = int(torch.randint(rows, (1,), generator=generator))
+        first = max(0, min(centre - reach // 2, rows - reach))
+        near = torch.randint(first, min(first + reach, rows), (size,), generator=generator)
+        return self.tokens["train"][self.order[near]].long()
 
     def objective(self, network: nn.Module, settings: TrainSettings) -> MaskedCrossEntropy:
         """What `invdiff train` minimises."""
@@ -108,18 +127,22 @@ class MaskedCrossEntropy:
 
     def of(self, tokens: Int[Tensor, "batch sites"], generator: torch.Generator) -> Float[Tensor, "batch"]:
         """Mean cross-entropy over the masked sites of every graph."""
-        rate = torch.rand(len(tokens), 1, generator=generator)
+        most = self.data.layout.most
+        both = torch.rand(len(tokens), 2, generator=generator)
+        alike = torch.rand(len(tokens), generator=generator) < self.data.alike
+        atoms, pairs = both[:, :1], torch.where(alike[:, None], both[:, :1], both[:, 1:])
+        rate = torch.cat([atoms.expand(-1, most), pairs.expand(-1, tokens.shape[1] - most)], dim=1)
         there = tokens != self.data.layout.absent
         masked = there & (torch.rand(tokens.shape, generator=generator) < rate)
-        logits = self.network(torch.where(masked, MASK, tokens))
-        chosen = logits.log_softmax(-1).gather(-1, tokens[..., None].clamp_min(0))[..., 0]
+        half = self.settings.precision == "bfloat16"
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=half):
+            logits = self.network(torch.where(masked, MASK, tokens))
+        chosen = logits.float().log_softmax(-1).gather(-1, tokens[..., None].clamp_min(0))[..., 0]
         loss: Tensor = -torch.where(masked, chosen, 0).sum(1) / masked.sum(1).clamp_min(1)
         return loss
 
     def loss(self, stage: Any, generator: torch.Generator) -> Float[Tensor, "batch"]:
-        rows = self.data.tokens["train"]
-        chosen = torch.randint(len(rows), (stage.batch,), generator=generator)
-        return self.of(rows[chosen].long(), generator)
+        return self.of(self.data.batch(stage.batch, generator), generator)
 
     @torch.no_grad()
     def validate(self) -> float:

@@ -97,6 +97,7 @@ class TrainSettings:
     seed: int = 0
     threads: int = 1
     precision: str = "bfloat16"
+    compile: bool = False
     save_every: int = 1000
     log_every: int = 100
     stages: Sequence[Stage] = (Stage(1.0, 96, 8),)
@@ -270,6 +271,8 @@ def train(
     torch.set_num_threads(settings.threads)
     folder.mkdir(parents=True, exist_ok=True)
     network = objective.network
+    if settings.compile:
+        network.compile(dynamic=True)
     averaged = {name: value.detach().clone() for name, value in network.state_dict().items()}
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=settings.weight_decay

@@ -169,15 +169,15 @@ class FirstHitting:
         carried = p.log_twist.repeat_interleave(many)[possible]
         asked = self.conditionals(children[possible])
         twists[possible] = self.twist(children[possible], asked, carried, generator)
+        place = torch.cumsum(possible, 0) - 1
         twists = twists.reshape(count, many)
         joint = law + twists
         total = torch.logsumexp(joint, dim=1)
         # A particle without any possible child keeps weight zero; its token is drawn from the prior.
         usable = torch.where(torch.isfinite(total)[:, None], joint, law)
         token = categorical(usable, generator)
-        tokens = p.tokens.clone()
-        tokens[rows, site] = token
-        log_p = self.conditionals(tokens)
+        chosen = rows * many + token
+        tokens, log_p = children[chosen], asked[place[chosen]]
         return Sequences(tokens, log_p, twists[rows, token]), difference(total, p.log_twist)
 
     def conditionals(self, tokens: Int[Tensor, "n sites"]) -> Float[Tensor, "n sites vocabulary"]:

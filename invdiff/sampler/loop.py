@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -228,15 +228,29 @@ def require_supported(
     Raises:
         InputError: in one sentence, with what to use instead.
     """
-    if needs_linear(sampler):
-        measurement.linear(sampler.name)
-    if needs_gaussian(sampler):
-        measurement.gaussian(sampler.name)
+    try:
+        if needs_linear(sampler):
+            measurement.linear(sampler.name)
+        if needs_gaussian(sampler):
+            measurement.gaussian(sampler.name)
+    except InputError as error:
+        raise InputError(f"{error}{_freed_by_mean(sampler, measurement)}") from None
     if shape is not None and getattr(sampler, "needs_stack", False) and (len(shape) != 4 or shape[0] < 2):
         raise InputError(
             f"sampler {sampler.name!r} couples the slices of a volume and this item has shape {shape}; "
             "use operator.volume=true with two slices or more, or another sampler"
         )
+
+
+def _freed_by_mean(sampler: Sampler, measurement: Measurement) -> str:
+    """What to set where a sampler would take the measurement but for its `end`; empty where it would not."""
+    if not isinstance(sampler, DiffusionSampler) or sampler.end == "mean":
+        return ""
+    try:
+        require_supported(replace(sampler, end="mean"), measurement)
+    except InputError:
+        return ""
+    return "; its guidance takes this measurement where sampler.end=mean"
 
 
 def require_prior(sampler: Sampler, prior: Prior) -> None:
