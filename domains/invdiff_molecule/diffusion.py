@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from invdiff import Claim, InputError, Prior, Target, filtered
-from invdiff_molecule.gdss import GdssPrior
+from invdiff_molecule.levels import GraphDiffusionPrior
 from invdiff_molecule.state import nodes_of, support
 
 Reward = Callable[[Float[Tensor, "n N C"]], Float[Tensor, "n"]]
@@ -89,7 +89,7 @@ class GraphDiffusion:
         Raises:
             InputError: for a prior without levels of graphs.
         """
-        if not isinstance(bare(prior), GdssPrior):
+        if not isinstance(bare(prior), GraphDiffusionPrior):
             raise InputError(
                 f"sampler 'graph_diffusion' needs a diffusion prior of graphs such as prior=gdss and "
                 f"{prior.card.name!r} is none; use sampler=first_hitting for masked priors"
@@ -97,7 +97,7 @@ class GraphDiffusion:
 
     def model(self, target: Target, generator: torch.Generator) -> GraphModel:
         prior, measurement = bare(target.prior), target.measurement
-        assert isinstance(prior, GdssPrior)  # `require` has refused others
+        assert isinstance(prior, GraphDiffusionPrior)  # `require` has refused others
 
         def reward(x: Tensor) -> Tensor:
             return measurement.log_likelihood(x.to(target.device)).double()
@@ -124,7 +124,7 @@ class GraphModel:
     """
 
     settings: GraphDiffusion
-    prior: GdssPrior
+    prior: GraphDiffusionPrior
     reward: Reward | None = None
     asked: Prior | None = None
 

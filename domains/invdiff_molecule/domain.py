@@ -6,6 +6,8 @@ then the operator's own settings are the question.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,7 @@ class MoleculeDomain:
         settings, domain = config["operator"], config["domain"]
         if path is None:
             return [self._problem("question", question(settings, vocabulary, most), prior, config)]
-        problems = []
+        problems: list[Problem] = []
         for row, text in lines_of(Path(str(path))):
             where = f"{Path(str(path)).name}, row {row}: "
             molecule = one_fragment(read_smiles(text, where), where, bool(domain["largest_fragment"]))
@@ -76,7 +78,15 @@ class MoleculeDomain:
         most = prior.event_shape[0]
         given = prior.given(asked.get("fragment"), asked.get("size"))
         draws = max(int(config["sampler"].get("particles", 0)), 32)
-        item = Item(vocabulary, most, **asked, prior=given, draws=draws, seed=int(config["seed"]))
+        item = Item(
+            vocabulary,
+            most,
+            **asked,
+            prior=given,
+            draws=draws,
+            seed=int(config["seed"]),
+            references=read_references(config["domain"]["references"]),
+        )
         notes: dict[str, Any] = {"question": item.words, "atoms known to the prior": str(vocabulary)}
         if item.truth is not None:
             notes["simulated from"] = f"{item.truth} (stereochemistry dropped)"
@@ -99,13 +109,20 @@ class MoleculeDomain:
     def summarise(self, problem: Problem, posterior: Posterior, baselines: Estimates) -> Summary:
         item: Item = problem.context
         table = {}
+        facts: dict[str, Any] = {}
         for name, x in {PRIOR_ALONE: baselines.get("prior"), "posterior samples": posterior.samples}.items():
             if x is not None:
                 decoded = item.decoded(x)
                 table[name] = metrics.rates(decoded, item.hits(decoded))
+                if item.references is not None:
+                    table[name] |= item.references.compared(decoded)
+        if item.references is not None:
+            few = min(len(posterior.samples), len(item.references.smiles) // 2)
+            for name, value in item.references.floor(few).items():
+                facts[f"{name} of {few} molecules of {item.references.name} to the others"] = round(value, 4)
         merged = item.merged(posterior)
         hits = [row for row in merged if row.hit]
-        facts: dict[str, Any] = {
+        facts |= {
             "answers": f"{sum(row.count for row in hits)} of {len(posterior.samples)} draws, "
             f"{len(hits)} different molecules",
             "entropy of the draws (nats)": round(metrics.entropy([row.count for row in merged]), 3),
@@ -143,3 +160,21 @@ class MoleculeDomain:
         path = Path(str(settings["root"])) / str(settings["path"])
         alike = float(settings.get("alike", 0.5))
         return Molecules(path, Vocabulary.of(settings["tokens"]), int(settings["nodes"]), alike)
+
+
+@functools.lru_cache(maxsize=1)
+def read_references(path: str | None) -> metrics.References | None:
+    """Up to 5000 molecules of a file of SMILES, in the order of their hashes.
+
+    Raises:
+        InputError: for a file that cannot be read, or holds fewer than two molecules.
+    """
+    if path is None:
+        return None
+    found = set()
+    for row, text in lines_of(Path(path)):
+        found.add(canonical(read_smiles(text, f"{Path(path).name}, row {row}: ")))
+    if len(found) < 2:
+        raise InputError(f"{Path(path).name} holds {len(found)} molecules; references must be two or more")
+    ordered = sorted(found, key=lambda smiles: hashlib.sha256(smiles.encode()).digest())
+    return metrics.References(Path(path).name, tuple(ordered[:5000]))

@@ -198,6 +198,10 @@ class FormulaProposal:
         chosen = (row @ self.elements) * within
         return (chosen / chosen.sum(1, keepdim=True)).log()
 
+    def total(self, atoms: Int[Tensor, "batch N"]) -> Float[Tensor, "batch"]:
+        """B."""
+        return (self.used(atoms) @ self.valences - self.hydrogens) / 2
+
     def used(self, atoms: Int[Tensor, "batch N"]) -> Float[Tensor, "batch tokens"]:
         """How many atoms of each token are decided."""
         onehot = torch.nn.functional.one_hot(atoms.clamp_min(0), self.layout.vocabulary)
@@ -215,8 +219,7 @@ class FormulaProposal:
         orders = torch.arange(4, dtype=torch.float64)
         masked = pairs == MASK
         decided = torch.where(masked | (pairs == self.layout.absent), 0, pairs).sum(1).double()
-        total = (self.used(tokens[:, :most]) @ self.valences - self.hydrogens) / 2
-        left = total - decided
+        left = self.total(tokens[:, :most]) - decided
         low = torch.full((len(tokens),), -REACH, dtype=torch.float64)
         high = -low
         for _ in range(40):

@@ -16,53 +16,21 @@ import collections
 import json
 import pickle
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from invdiff import InputError, PriorCard, Sigma, card_from
-from invdiff_molecule.chemistry import Graph, Vocabulary
-from invdiff_molecule.state import nodes_of, pack, unpack
+from invdiff import InputError, Sigma, card_from
+from invdiff_molecule.levels import LAST, GraphDiffusionPrior, Moments
+from invdiff_molecule.state import pack, unpack
 
 ATOMS = {"QM9": ("C", "N", "O", "F"), "ZINC250k": ("C", "N", "O", "F", "P", "S", "Cl", "Br", "I")}
-LAST = 1e-5  # the smallest t that the networks were trained at
 SETS = Path(__file__).resolve().parent / "weights" / "graph_sets.json"
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Of a set of graphs; those of the public sets are in weights/graph_sets.json.
-
-    Attributes:
-        most: largest number of nodes that the prior holds.
-        node_mean: share of every kind of node (its variance is m (1 - m)).
-        edge_mean, edge_variance: of the entries of a pair of nodes.
-        shares: share of the graphs by number of nodes.
-    """
-
-    most: int
-    node_mean: Sequence[float]
-    edge_mean: float
-    edge_variance: float
-    shares: Mapping[str, float]
-
-    @property
-    def sizes(self) -> list[float]:
-        """Shares of 0 .. most nodes."""
-        return [self.shares.get(str(size), 0.0) for size in range(self.most + 1)]
-
-    def columns(self) -> tuple[Float[Tensor, "1 1 C"], Float[Tensor, "1 1 C"]]:
-        """Mean and variance of every column of the packed state."""
-        nodes = torch.tensor(self.node_mean)
-        edges = torch.ones(self.most)
-        mean = torch.cat([nodes, self.edge_mean * edges])
-        variance = torch.cat([nodes * (1 - nodes), self.edge_variance * edges])
-        return mean[None, None], variance[None, None]
 
 
 def dense_gcn(weight: Float[Tensor, "a b"], bias: Float[Tensor, "b"]) -> nn.Module:
@@ -232,62 +200,22 @@ class Part:
 
 
 @dataclass(frozen=True)
-class GdssPrior:
-    """Both networks as one denoiser on packed states.
+class GdssPrior(GraphDiffusionPrior):
+    """Both networks as one denoiser; the card's `sigma_range` is that of the edges.
 
     Attributes:
         nodes, edges: the networks.
         node_part, edge_part: laws of their noise.
-        most, features: N and F.
-        card: what it knows; its `sigma_range` is that of the edges.
-        moments: mean and variance of nodes and edges, and the law of sizes, of the training set.
-        names: written atom tokens; empty for generic graphs.
-        size: number of nodes, None to draw it.
     """
 
     nodes: NodeNetwork
     edges: EdgeNetwork
     node_part: Part
     edge_part: Part
-    most: int
-    features: int
-    card: PriorCard
-    moments: Moments
-    names: tuple[str, ...] = ()
-    size: int | None = None
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        """Of the packed state."""
-        return (self.most, self.features + self.most)
-
-    @property
-    def vocabulary_of_atoms(self) -> Vocabulary:
-        """The atoms that it knows; their charges follow from their bonds."""
-        return Vocabulary.of(self.names, cations=True)
 
     def level(self, t: float) -> Float[Tensor, "1 1 C"]:
-        """Noise level of every column at t."""
         x = torch.full((self.features,), self.node_part.sigma(t))
         return torch.cat([x, torch.full((self.most,), self.edge_part.sigma(t))])[None, None]
-
-    def levels(self, steps: int) -> list[Float[Tensor, "1 1 C"]]:
-        """Decreasing levels, uniform in t."""
-        return [self.level(float(t)) for t in torch.linspace(1.0, LAST, steps, dtype=torch.float64)]
-
-    def given(self, fragment: Graph | None = None, size: int | None = None) -> GdssPrior:
-        """The prior at a fixed number of nodes.
-
-        Raises:
-            InputError: for a fragment, which a masked prior holds exactly, or a size out of range.
-        """
-        if fragment is not None:
-            raise InputError(
-                f"prior {self.card.name!r} cannot hold a fragment; use prior=qm9_masked or zinc_masked"
-            )
-        if size is not None and not 1 <= size <= self.most:
-            raise InputError(f"{size} nodes were asked for; this prior knows 1 to {self.most}")
-        return replace(self, size=size)
 
     def parts(self, sigma: Sigma) -> tuple[Tensor, Tensor]:
         """Levels of nodes and edges.
@@ -320,31 +248,11 @@ class GdssPrior:
             self.edge_part.denoised(edges, self.edges(a, b, mask), edge_level),
         )
 
-    def there(self, x: Float[Tensor, "batch N C"]) -> Bool[Tensor, "batch N"]:
-        """Which nodes are there."""
-        if self.size is None:
-            return nodes_of(x, self.features)
-        return (torch.arange(self.most, device=x.device) < self.size).expand(len(x), -1)
-
     def unit_noise(self) -> Float[Tensor, "1 1 C"]:
         """Variance in our units of N(0, 1) in those of the networks, at t = 1."""
         parts = [(self.node_part, self.features), (self.edge_part, self.most)]
         values = [torch.full((n,), 1 + p.sigma(1.0) ** 2 if p.preserving else 1.0) for p, n in parts]
         return torch.cat(values)[None, None]
-
-    def rounded(self, x: Float[Tensor, "batch N C"]) -> Float[Tensor, "batch N C"]:
-        """The nearest graphs, as packed states: the largest node column, the nearest bond order."""
-        nodes, edges = unpack(x, self.features)
-        onehot = torch.nn.functional.one_hot(nodes.argmax(-1), self.features).to(x)
-        bonds = edges.round().clamp(0, 3 if self.names else 1)
-        return pack(onehot * self.there(x)[..., None], bonds)
-
-    def start_sizes(self, count: int, generator: torch.Generator) -> Tensor:
-        """Numbers of nodes."""
-        if self.size is not None:
-            return torch.full((count,), self.size)
-        law = torch.tensor(self.moments.sizes, dtype=torch.float64)
-        return torch.multinomial(law, count, replacement=True, generator=generator)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -415,6 +323,5 @@ def load_gdss(settings: Mapping[str, Any]) -> GdssPrior:
         licence="see where the file comes from",
         limits="two networks that are not one gradient field; covariances by its Jacobian are approximate",
     )
-    most, features = moments.most, len(moments.node_mean)
-    names: Sequence[str] = ATOMS.get(data, ())
-    return GdssPrior(nodes, edges, laws[0], edge, most, features, card, moments, tuple(names))
+    names = ATOMS.get(data, ())
+    return GdssPrior(card, moments, names, True, None, nodes, edges, laws[0], edge)

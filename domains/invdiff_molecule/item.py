@@ -13,6 +13,7 @@ from rdkit import Chem
 from invdiff import GaussianNoise, InputError, Measurement, Posterior
 from invdiff_molecule.chemistry import Decoded, Graph, Vocabulary, canonical, decode, formula_of, read_formula
 from invdiff_molecule.formula import Formula, OneMolecule
+from invdiff_molecule.metrics import References
 from invdiff_molecule.objective import Experts, Term, Values, consistent, term_of, value_of
 from invdiff_molecule.properties import containing
 from invdiff_molecule.state import graphs_of
@@ -55,6 +56,7 @@ class Item:
         core: pattern to highlight in pictures.
         prior: the prior given the fragment and the size, for draws that do not see the rest.
         draws, seed: of them.
+        references: real molecules to compare with; None for none.
     """
 
     vocabulary: Vocabulary
@@ -70,6 +72,7 @@ class Item:
     prior: Any = None
     draws: int = 32
     seed: int = 0
+    references: References | None = None
 
     def decoded(self, x: torch.Tensor) -> list[Decoded]:
         """Of every state."""

@@ -27,6 +27,7 @@ from invdiff_molecule.network import STEPS, GraphTransformer, distances, powers
 from invdiff_molecule.state import pack
 
 ORDERS = 4
+NODE = "X"  # the only kind of node of generic graphs
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,9 @@ class MaskedGraphNetwork(nn.Module):
         node_in, edge_in = kinds + 4 + 2 * paths, ORDERS + 3 + STEPS * paths
         self.transformer = GraphTransformer(node_in, edge_in, 2, kinds, ORDERS, nodes, **transformer)
         self.register_buffer("sizes", torch.ones(nodes + 1) / (nodes + 1))
-        valences = torch.from_numpy(Vocabulary.of(self.names).valences).float()
+        valences = torch.zeros(kinds)
+        if self.names != (NODE,):
+            valences = torch.from_numpy(Vocabulary.of(self.names).valences).float()
         self.register_buffer("valences", valences, persistent=False)
 
     def forward(self, tokens: Int[Tensor, "batch sites"]) -> Float[Tensor, "batch sites vocabulary"]:
@@ -200,8 +203,9 @@ class MaskedGraphPrior(NoLevels):
 
     @property
     def vocabulary_of_atoms(self) -> Vocabulary:
-        """The atoms that it knows."""
-        return Vocabulary.of(self.network.names)
+        """The atoms that it knows; none of a prior of generic graphs."""
+        names = self.network.names
+        return Vocabulary.of(() if names == (NODE,) else names)
 
     @property
     def sites(self) -> int:
@@ -217,6 +221,11 @@ class MaskedGraphPrior(NoLevels):
     def event_shape(self) -> tuple[int, ...]:
         """Of the packed state."""
         return (self.layout.most, self.layout.kinds + self.layout.most)
+
+    def given_tokens(self, tokens: Int[Tensor, "sites"]) -> MaskedGraphPrior:
+        """The prior given tokens of some sites, MASK at the others, absent where there is no node."""
+        size = int((tokens[: self.layout.most] != self.layout.absent).sum())
+        return replace(self, known=torch.where(tokens == self.layout.absent, MASK, tokens), size=size)
 
     def given(self, fragment: Graph | None = None, size: int | None = None) -> MaskedGraphPrior:
         """The prior given an induced fragment (its atoms and all pairs among them) and a number of nodes.

@@ -12,16 +12,45 @@ from torch import Tensor
 
 from invdiff import FirstHitting, InputError, Prior
 from invdiff_molecule.diffusion import GraphDiffusion, GraphModel
-from invdiff_molecule.gdss import GdssPrior
+from invdiff_molecule.edm import GraphEdmPrior, load_edm
+from invdiff_molecule.levels import GraphDiffusionPrior
 from invdiff_molecule.masked import MaskedGraphPrior, load_masked
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
-GraphPrior: TypeAlias = MaskedGraphPrior | GdssPrior
+GraphPrior: TypeAlias = MaskedGraphPrior | GraphDiffusionPrior
 
 
 def qm9_masked(settings: Mapping[str, Any]) -> MaskedGraphPrior:
     """Up to nine heavy atoms of C, N, O, F; see weights/qm9_masked.md."""
     return load_masked({**settings, "path": WEIGHTS / "qm9_masked.safetensors"})
+
+
+def qm9_edm(settings: Mapping[str, Any]) -> GraphEdmPrior:
+    """The same molecules as noisy graphs, for samplers of levels; see weights/qm9_edm.md."""
+    return load_edm({**settings, "path": WEIGHTS / "qm9_edm.safetensors"})
+
+
+def zinc_masked(settings: Mapping[str, Any]) -> MaskedGraphPrior:
+    """Drug-like molecules of up to 38 heavy atoms, with charges; see weights/zinc_masked.md."""
+    return load_masked({**settings, "path": WEIGHTS / "zinc_masked.safetensors"})
+
+
+def community_masked(settings: Mapping[str, Any]) -> MaskedGraphPrior:
+    """Graphs of two communities; see weights/community_masked.md."""
+    return load_masked({**settings, "path": WEIGHTS / "community_masked.safetensors"})
+
+
+def of_graphs(prior: Prior) -> GraphPrior:
+    """The prior, if it is one of generic graphs.
+
+    Raises:
+        InputError: for any other.
+    """
+    if not isinstance(prior, MaskedGraphPrior | GraphDiffusionPrior) or len(prior.vocabulary_of_atoms):
+        raise InputError(
+            f"prior {prior.card.name!r} is no prior of generic graphs; use prior=community_masked"
+        )
+    return prior
 
 
 def of_molecules(prior: Prior) -> GraphPrior:
@@ -30,7 +59,7 @@ def of_molecules(prior: Prior) -> GraphPrior:
     Raises:
         InputError: for any other.
     """
-    if not isinstance(prior, MaskedGraphPrior | GdssPrior) or not len(prior.vocabulary_of_atoms):
+    if not isinstance(prior, MaskedGraphPrior | GraphDiffusionPrior) or not len(prior.vocabulary_of_atoms):
         raise InputError(f"prior {prior.card.name!r} is no prior of molecules; use prior=qm9_masked")
     return prior
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from invdiff import MASK, InputError, TrainSettings, card_from, save_prior
 from invdiff_molecule.chemistry import Vocabulary, canonical, read_smiles
+from invdiff_molecule.edm import GraphDenoiser, GraphDenoising
 from invdiff_molecule.masked import Layout, MaskedGraphNetwork
 
 SPLITS = ("train", "validation", "test")
@@ -60,18 +61,62 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
         raise InputError(f"{path.name} cannot be read as text ({error})") from None
 
 
-class Molecules:
+class GraphSet:
+    """Token sequences of graphs.
+
+    Args:
+        layout: of the sites.
+        tokens: of every split.
+        alike: share of the graphs whose nodes and pairs are masked at the same rate.
+    """
+
+    def __init__(
+        self, layout: Layout, tokens: Mapping[str, Int[Tensor, "rows sites"]], alike: float = 0.5
+    ) -> None:
+        self.layout, self.tokens, self.alike = layout, dict(tokens), alike
+        self.order = self.counts.argsort(stable=True)
+
+    @property
+    def counts(self) -> Int[Tensor, "rows"]:
+        """Nodes of every graph of the training split."""
+        return (self.tokens["train"][:, : self.layout.most] != self.layout.absent).sum(dim=1)
+
+    @property
+    def sizes(self) -> Float[Tensor, "sizes"]:
+        """Law of the number of nodes in the training split."""
+        counts = self.counts
+        return torch.bincount(counts, minlength=self.layout.most + 1).double() / len(counts)
+
+    def batch(self, size: int, generator: torch.Generator) -> Int[Tensor, "size sites"]:
+        """Training graphs about as large as one that is drawn by chance."""
+        rows, reach = len(self.order), 16 * size
+        centre = int(torch.randint(rows, (1,), generator=generator))
+        first = max(0, min(centre - reach // 2, rows - reach))
+        near = torch.randint(first, min(first + reach, rows), (size,), generator=generator)
+        return self.tokens["train"][self.order[near]].long()
+
+    def objective(self, network: nn.Module, settings: TrainSettings) -> MaskedCrossEntropy | GraphDenoising:
+        """What `invdiff train` minimises: of a masked network, or of a denoiser."""
+        if isinstance(network, GraphDenoiser):
+            return GraphDenoising(network, self.layout, self.tokens, self.sizes, settings)
+        assert isinstance(network, MaskedGraphNetwork)
+        if network.layout != self.layout:
+            raise InputError(f"the network is for {network.layout} and the data for {self.layout}")
+        return MaskedCrossEntropy(network, self, settings)
+
+
+class Molecules(GraphSet):
     """SMILES as token sequences, split by hash.
 
     Args:
         path: a file of SMILES.
         vocabulary: the atoms that are kept; molecules with others, too large or of several fragments are not.
         most: largest number of heavy atoms.
-        alike: share of the graphs whose atoms and pairs are masked at the same rate.
+        alike: see `GraphSet`.
     """
 
     def __init__(self, path: Path, vocabulary: Vocabulary, most: int, alike: float = 0.5) -> None:
-        self.layout, self.alike = Layout(most, len(vocabulary)), alike
+        layout = Layout(most, len(vocabulary))
         kept: dict[str, list[Tensor]] = {name: [] for name in SPLITS}
         self.skipped = 0
         for _, smiles in lines_of(path):
@@ -85,43 +130,16 @@ class Molecules:
             if graph.size > most or "." in text:
                 self.skipped += 1
                 continue
-            kept[split_of(text)].append(self.layout.tokens(graph).to(torch.int8))
+            kept[split_of(text)].append(layout.tokens(graph).to(torch.int8))
         if not all(kept.values()):
             raise InputError(f"{path.name} has too few molecules of this vocabulary to train on")
-        self.tokens = {name: torch.stack(rows) for name, rows in kept.items()}
-        self.order = self.counts.argsort(stable=True)
-
-    @property
-    def counts(self) -> Int[Tensor, "rows"]:
-        """Heavy atoms of every molecule of the training split."""
-        return (self.tokens["train"][:, : self.layout.most] != self.layout.absent).sum(dim=1)
-
-    @property
-    def sizes(self) -> Float[Tensor, "sizes"]:
-        """Law of the number of heavy atoms in the training split."""
-        counts = self.counts
-        return torch.bincount(counts, minlength=self.layout.most + 1).double() / len(counts)
-
-    def batch(self, size: int, generator: torch.Generator) -> Int[Tensor, "size sites"]:
-        """Training molecules about as large as one that is drawn by chance."""
-        rows, reach = len(self.order), 16 * size
-        centre = int(torch.randint(rows, (1,), generator=generator))
-        first = max(0, min(centre - reach // 2, rows - reach))
-        near = torch.randint(first, min(first + reach, rows), (size,), generator=generator)
-        return self.tokens["train"][self.order[near]].long()
-
-    def objective(self, network: nn.Module, settings: TrainSettings) -> MaskedCrossEntropy:
-        """What `invdiff train` minimises."""
-        assert isinstance(network, MaskedGraphNetwork)
-        if network.layout != self.layout:
-            raise InputError(f"the network is for {network.layout} and the data for {self.layout}")
-        return MaskedCrossEntropy(network, self, settings)
+        super().__init__(layout, {name: torch.stack(rows) for name, rows in kept.items()}, alike)
 
 
 class MaskedCrossEntropy:
     """The loss, its validation, and the file that training ends with."""
 
-    def __init__(self, network: MaskedGraphNetwork, data: Molecules, settings: TrainSettings) -> None:
+    def __init__(self, network: MaskedGraphNetwork, data: GraphSet, settings: TrainSettings) -> None:
         self.network, self.data, self.settings = network, data, settings
         network.sizes.copy_(data.sizes)
 

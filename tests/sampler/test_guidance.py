@@ -40,6 +40,7 @@ def problem():
 STATED = [
     ("moment_matching", {"steps": 200, "integrator": "2m", "iterations": 8}, 0.93, 1.07, 0.10),
     ("moment_matching", {}, 0.93, 1.07, 0.10),
+    ("moment_matching", {"floor": 1e-6}, 0.93, 1.07, 0.10),
     ("moment_matching", {"steps": 100, "integrator": "ddpm"}, 0.84, 1.02, 0.12),
     ("pigdm", {"steps": 200}, 0.88, 1.15, 0.75),
     ("proximal", {}, 0.88, 1.08, 0.5),
@@ -61,6 +62,24 @@ def test_stationary_answer_on_a_gaussian_prior(name, settings, low, high, bias):
     assert low <= float(ratio.min()), ratio
     assert float(ratio.max()) <= high, ratio
     assert float(error.max()) <= bias, error
+
+
+def test_a_floor_is_for_a_handful_of_data():
+    """Row by row and by CG the same solution where the floor does not act; too many data are refused."""
+    prior, measurement, _ = problem()
+    x = prior.sample(5, torch.Generator().manual_seed(2))
+    plain, rows = (
+        make_sampler("moment_matching", prior.card, **s) for s in ({"tolerance": 1e-10}, {"floor": 1e-9})
+    )
+    found = [one.guidance(prior, measurement, x, 0.4, 0.3).denoised for one in (plain, rows)]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-8)
+    assert (plain.claim, rows.claim) == ("gaussian", "heuristic")
+    wide = GaussianPrior.diagonal(torch.zeros(65, dtype=torch.float64), torch.ones(65, dtype=torch.float64))
+    many = simulate(MatrixOperator(torch.eye(65).double()), torch.zeros(65).double(), 0.1, torch.Generator())
+    with pytest.raises(InputError, match="64 at most, and there are 65"):
+        rows.guidance(wide, many, torch.zeros(1, 65, dtype=torch.float64), 0.4, 0.3)
+    with pytest.raises(InputError, match="positive clip"):
+        make_sampler("moment_matching", prior.card, clip=-1.0)
 
 
 def test_a_last_draw_returns_what_the_last_level_leaves_out():

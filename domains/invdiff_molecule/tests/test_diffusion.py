@@ -15,7 +15,8 @@ from invdiff.sampler import feynman_kac
 from invdiff_molecule.chemistry import decode, read_smiles
 from invdiff_molecule.diffusion import GraphDiffusion, GraphModel
 from invdiff_molecule.domain import MoleculeDomain
-from invdiff_molecule.gdss import GdssPrior, Moments, Part, load_gdss
+from invdiff_molecule.gdss import GdssPrior, Part, load_gdss
+from invdiff_molecule.levels import Moments
 from invdiff_molecule.state import graphs_of, nodes_of, of_graph, permute, support, unpack
 from invdiff_molecule.training import lines_of
 from tests.data import shared
@@ -75,7 +76,7 @@ class Enumerated(GdssPrior):
 def enumerated():
     moments = Moments(3, (0.5, 0.5), 0.5, 0.25, {"3": 1.0})
     part = Part(False, 0.05, 4.0)
-    return Enumerated(None, None, part, part, 3, 2, PriorCard("enumerated"), moments)
+    return Enumerated(PriorCard("enumerated"), moments, (), False, None, None, None, part, part)
 
 
 def test_steered_law_is_that_of_the_enumeration():
