@@ -5,6 +5,8 @@
     python benchmarks/molecule.py fragment DATA [--count 150]    connected fragments of 5 atoms, one draw each
     python benchmarks/molecule.py reward DATA [--count 20]       QED and 13C environments, beside best-of-N
     python benchmarks/molecule.py gdss DATA [--count 500]        the published QM9 checkpoint, and steered
+    python benchmarks/molecule.py qed DATA [--count 2]           drug-likeness of larger molecules
+    python benchmarks/molecule.py graphs DATA [--count 100]      generic graphs: MMD of draws to real ones
 
 `prior` takes `prior=zinc_masked` too, and then the molecules of ZINC250k.
 
@@ -32,12 +34,14 @@ from invdiff.prior.counted import counted
 from invdiff.run.solve import make_prior, make_sampler
 from invdiff.sampler import feynman_kac
 from invdiff.sampler.loop import draw
-from invdiff_molecule.chemistry import canonical, decode, formula_of, read_smiles
+from invdiff_molecule.chemistry import Graph, canonical, decode, formula_of, read_smiles
 from invdiff_molecule.diffusion import GraphDiffusion, GraphModel
 from invdiff_molecule.domain import MoleculeDomain
 from invdiff_molecule.gdss import load_gdss
+from invdiff_molecule.graph_data import communities, connected, distance, read_graphs
 from invdiff_molecule.metrics import diversity, fcd, rates
 from invdiff_molecule.objective import Values, term_of
+from invdiff_molecule.priors import draws_alone
 from invdiff_molecule.properties import PROPERTIES
 from invdiff_molecule.state import graphs_of
 from invdiff_molecule.training import lines_of, split_of
@@ -252,6 +256,79 @@ def rewards(data: Path, count: int, overrides: list[str]) -> None:
             )
 
 
+def drug_likeness(data: Path, count: int, overrides: list[str]) -> None:
+    """QED of every draw, not of the best: filters of 32 particles, beside eight chains each of an argmax."""
+    asked = ["operator=property", "prior=zinc_masked", "operator.name=qed", "operator.direction=maximise"]
+    asked += ["operator.sigma=0.01", "sampler.particles=32", "sampler.keep=32", *overrides]
+    for title, extra in (
+        ("prior alone", ["sampler.completions=0", "sampler.threshold=0", "operator.sigma=1e6"]),
+        ("weighted at the end", ["sampler.completions=0"]),
+        ("potentials", ["sampler.every=10", "sampler.last=200"]),
+    ):
+        rows = [answered([*asked, *extra], 32, seed) for seed in range(count)]
+        told(title, [one for decoded, _, _ in rows for one in decoded], sum(calls for _, _, calls in rows))
+    decoded, calls = argmax(asked, 8 * count, 4)
+    told("SVDD, argmax of 4", decoded, calls)
+
+
+def told(title: str, decoded, calls: int) -> None:
+    """One row."""
+    values = [PROPERTIES["qed"].value(one.molecule) for one in decoded if one.valid_connected]
+    smiles = {one.smiles for one in decoded if one.valid_connected}
+    print(
+        f"{title:22s} draws {len(decoded)}  connected {len(values) / len(decoded):.3f}  median QED "
+        f"{np.median(values):.3f}  distinct {len(smiles)}  diversity {diversity(decoded):.3f}  "
+        f"calls a draw {calls / len(decoded):.0f}",
+        flush=True,
+    )
+
+
+def argmax(asked: list[str], chains: int, children: int):
+    """Every site: that of `children` drawn tokens whose completion has the best reward (arXiv 2408.08252)."""
+    config = compose(["domain=molecule", *asked])
+    problem = MoleculeDomain().problems(config)[0]
+    prior = counted(MoleculeDomain().adapt_prior(make_prior(config["prior"]), problem))
+    measurement = problem.measurement
+
+    def reward(tokens):
+        return measurement.log_likelihood(prior.embed(tokens))
+
+    model = FirstHitting(prior, reward, completions=1, every=1)
+    generator = keyed_stream(0, 8)
+    particles, _ = model.start(chains, generator)
+    rows = torch.arange(chains)
+    for k in range(model.steps):
+        spread = feynman_kac.gather(particles, rows.repeat_interleave(children))
+        moved, _ = model.move(k, spread, generator)
+        best = moved.log_twist.reshape(chains, children).argmax(1)
+        particles = feynman_kac.gather(moved, rows * children + best)
+    vocabulary = prior.vocabulary_of_atoms
+    return [decode(g, vocabulary) for g in graphs_of(model.state(particles), len(vocabulary))], prior.calls
+
+
+def generic(data: Path, count: int, overrides: list[str]) -> None:
+    """The bundled prior against generated communities, the published one against its own hundred graphs."""
+    real = [graph for _, graph in read_graphs(data / "checkpoints/gdss/community_small.npz")]
+    own = make_prior(compose(["domain=graph", *overrides])["prior"])
+    gdss = load_gdss({"path": data / "checkpoints/gdss/community_small/gdss_community_small.pth"})
+    fresh = communities(count, 71)
+    rows = {
+        "community_masked": (draws_alone(own, count, keyed_stream(0, 9)), fresh),
+        "other generated communities": (communities(count, 72), fresh),
+        "GDSS, 50 calls": (draws_alone(gdss, count, keyed_stream(0, 9)), real),
+        "half of community_small to the other": (real[::2], real[1::2]),
+        "generated communities to community_small": (fresh, real),
+    }
+    for title, (found, references) in rows.items():
+        if isinstance(found, torch.Tensor):
+            features = found.shape[-1] - found.shape[-2]
+            found = [Graph(one.atoms, one.bonds.clip(0, 1)) for one in graphs_of(found, features)]
+        edges = np.mean([one.bonds.sum() / 2 for one in found])
+        whole = np.mean([connected(one.bonds) for one in found])
+        far = "  ".join(f"{name} {value:.3f}" for name, value in distance(found, references).items())
+        print(f"{title:42s} {far}  edges {edges:.1f}  connected {whole:.2f}")
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -261,6 +338,8 @@ def main() -> None:
         "fragment": (fragments, 150),
         "reward": (rewards, 20),
         "gdss": (published, 500),
+        "graphs": (generic, 100),
+        "qed": (drug_likeness, 2),
     }
     parser.add_argument("what", choices=tuple(tables))
     parser.add_argument("data", type=Path)

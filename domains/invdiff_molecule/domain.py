@@ -28,6 +28,7 @@ from invdiff import (
 from invdiff_molecule import metrics, output
 from invdiff_molecule.chemistry import Vocabulary, canonical, one_fragment, read_smiles
 from invdiff_molecule.item import Item, question
+from invdiff_molecule.levels import GraphDiffusionPrior
 from invdiff_molecule.priors import GraphPrior, draws_alone, of_molecules
 from invdiff_molecule.training import Molecules, lines_of
 
@@ -51,14 +52,17 @@ class MoleculeDomain:
         vocabulary, most = prior.vocabulary_of_atoms, prior.event_shape[0]
         path = config["input"].get("path")
         settings, domain = config["operator"], config["domain"]
+        continuous = isinstance(prior, GraphDiffusionPrior)
+        linear = continuous and config["sampler"]["name"] != "graph_diffusion"
         if path is None:
-            return [self._problem("question", question(settings, vocabulary, most), prior, config)]
+            asked = question(settings, vocabulary, most, linear=linear)
+            return [self._problem("question", asked, prior, config)]
         problems: list[Problem] = []
         for row, text in lines_of(Path(str(path))):
             where = f"{Path(str(path)).name}, row {row}: "
             molecule = one_fragment(read_smiles(text, where), where, bool(domain["largest_fragment"]))
             try:
-                asked = question(settings, vocabulary, most, molecule)
+                asked = question(settings, vocabulary, most, molecule, linear)
             except InputError as error:
                 raise InputError(f"{where}{error}") from None
             asked["truth"] = canonical(molecule)
@@ -76,6 +80,12 @@ class MoleculeDomain:
             asked["size"] = int(wanted)
         vocabulary = prior.vocabulary_of_atoms
         most = prior.event_shape[0]
+        levels = isinstance(prior, GraphDiffusionPrior) and config["sampler"]["name"] != "graph_diffusion"
+        if levels and asked.get("size") is None:
+            raise InputError(
+                f"sampler {config['sampler']['name']!r} needs to know how many heavy atoms there are; set "
+                "domain.heavy_atoms, or use sampler=graph_diffusion"
+            )
         given = prior.given(asked.get("fragment"), asked.get("size"))
         draws = max(int(config["sampler"].get("particles", 0)), 32)
         item = Item(

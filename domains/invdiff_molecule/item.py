@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from rdkit import Chem
+from scipy.optimize import linear_sum_assignment
 
 from invdiff import GaussianNoise, InputError, Measurement, Posterior
 from invdiff_molecule.chemistry import Decoded, Graph, Vocabulary, canonical, decode, formula_of, read_formula
@@ -57,6 +59,7 @@ class Item:
         prior: the prior given the fragment and the size, for draws that do not see the rest.
         draws, seed: of them.
         references: real molecules to compare with; None for none.
+        counts: atoms of every token, where the question says so.
     """
 
     vocabulary: Vocabulary
@@ -73,10 +76,14 @@ class Item:
     draws: int = 32
     seed: int = 0
     references: References | None = None
+    counts: tuple[int, ...] | None = None
 
     def decoded(self, x: torch.Tensor) -> list[Decoded]:
-        """Of every state."""
-        return [decode(graph, self.vocabulary) for graph in graphs_of(x, len(self.vocabulary))]
+        """Of every state; where the counts of the atoms are known, the nearest assignment that has them."""
+        graphs = graphs_of(x, len(self.vocabulary))
+        if self.counts is not None and not torch.equal(x, x.round()):
+            graphs = [counted_atoms(graph, row, self.counts) for graph, row in zip(graphs, x, strict=True)]
+        return [decode(graph, self.vocabulary) for graph in graphs]
 
     def hits(self, decoded: Sequence[Decoded]) -> list[bool]:
         """Which are answers."""
@@ -100,8 +107,17 @@ class Item:
         )
 
 
+def counted_atoms(graph: Graph, x: torch.Tensor, counts: Sequence[int]) -> Graph:
+    """The graph whose atoms have these counts and are nearest to the node columns of a state."""
+    tokens = np.repeat(np.arange(len(counts)), counts)
+    if len(tokens) != graph.size:
+        return graph
+    _, order = linear_sum_assignment(-x[: graph.size, : len(counts)].numpy()[:, tokens])
+    return Graph(tokens[order].astype(np.int64), graph.bonds)
+
+
 def question(
-    settings: Mapping[str, Any], vocabulary: Vocabulary, most: int, truth: Any = None
+    settings: Mapping[str, Any], vocabulary: Vocabulary, most: int, truth: Any = None, linear: bool = False
 ) -> dict[str, Any]:
     """Keyword arguments of an `Item` for the operator of a configuration.
 
@@ -109,13 +125,15 @@ def question(
         settings: the operator's.
         vocabulary, most: of the prior.
         truth: a molecule that the data are simulated from; None where they are given.
+        linear: whether a formula is its linear operator alone; else a datum says that it is one molecule.
 
     Raises:
         InputError: for what cannot be asked of this prior.
     """
     kind = str(settings.get("kind") or settings["name"])
     if kind == "formula":
-        return _formula(str(settings["formula"]) if truth is None else formula_of(truth), vocabulary, most)
+        text = str(settings["formula"]) if truth is None else formula_of(truth)
+        return _formula(text, vocabulary, most, linear)
     if kind == "substructure":
         if truth is not None:
             raise InputError(
@@ -135,8 +153,9 @@ def question(
     raise InputError(f"the molecule domain has no operator {kind!r}")
 
 
-def _formula(text: str, vocabulary: Vocabulary, most: int) -> dict[str, Any]:
-    operator = OneMolecule(Formula(vocabulary, most))
+def _formula(text: str, vocabulary: Vocabulary, most: int, linear: bool) -> dict[str, Any]:
+    plain = Formula(vocabulary, most)
+    operator = plain if linear else OneMolecule(plain)
     y = operator.data(text)
     wanted = read_formula(text)
 
@@ -145,7 +164,10 @@ def _formula(text: str, vocabulary: Vocabulary, most: int) -> dict[str, Any]:
 
     measurement = Measurement(operator, GaussianNoise(TEMPERING), y)
     size = int(sum(number for element, number in wanted.items() if element != "H"))
-    return {"words": f"formula {text}", "hit": hit, "measurement": measurement, "size": size}
+    asked = {"words": f"formula {text}", "hit": hit, "measurement": measurement, "size": size}
+    if len(plain.elements) == len(vocabulary):
+        asked["counts"] = tuple(int(number) for number in plain.data(text)[: len(vocabulary)])
+    return asked
 
 
 def _substructure(smarts: str, vocabulary: Vocabulary, most: int) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from invdiff_molecule.network import STEPS, GraphTransformer, distances, powers
 from invdiff_molecule.state import pack
 
 ORDERS = 4
+CHUNK = 16  # graphs that the network is given at once
 NODE = "X"  # the only kind of node of generic graphs
 
 
@@ -271,8 +272,13 @@ class MaskedGraphPrior(NoLevels):
     @torch.no_grad()
     def log_conditionals(self, tokens: Int[Tensor, "batch sites"]) -> Float[Tensor, "batch sites vocabulary"]:
         device = next(self.network.parameters()).device
-        logits = self.network(tokens.to(device)).double().cpu() / self.temperature
-        return logits.log_softmax(dim=-1)
+        sizes = (tokens[:, : self.layout.most] != self.layout.absent).sum(1)
+        out = torch.empty(*tokens.shape, self.vocabulary, dtype=torch.float64)
+        # Graphs of about one size at a time: the network's cost is the square of the largest one.
+        for rows in sizes.argsort(stable=True).split(CHUNK):
+            logits = self.network(tokens[rows].to(device)).double().cpu()
+            out[rows] = (logits / self.temperature).log_softmax(dim=-1)
+        return out
 
     def embed(self, tokens: Int[Tensor, "batch sites"]) -> Float[Tensor, "batch N C"]:
         """Packed states of complete sequences."""

@@ -59,6 +59,21 @@ def sa(molecule: Chem.Mol) -> float:
     return float(_scorer()(molecule))
 
 
+@functools.lru_cache(maxsize=1)
+def _catalog() -> Any:
+    from rdkit.Chem.FilterCatalog import FilterCatalog, FilterCatalogParams
+
+    wanted = FilterCatalogParams()
+    for name in ("PAINS", "BRENK"):
+        wanted.AddCatalog(getattr(FilterCatalogParams.FilterCatalogs, name))
+    return FilterCatalog(wanted)
+
+
+def alerts(molecule: Chem.Mol) -> float:
+    """Number of structural alerts: PAINS (Baell & Holloway 2010) and Brenk's list (2008)."""
+    return float(len(_catalog().GetMatches(molecule)))
+
+
 PROPERTIES: dict[str, Property] = {
     "logp": Property(Crippen.MolLogP, 0.2, "octanol-water partition, Crippen's logP"),
     "tpsa": Property(rdMolDescriptors.CalcTPSA, 5.0, "topological polar surface area, square angstrom"),
@@ -67,6 +82,7 @@ PROPERTIES: dict[str, Property] = {
     "mass": Property(Descriptors.ExactMolWt, 0.01, "monoisotopic mass, dalton"),
     "nmr_carbons": Property(nmr_carbons, 0.35, "distinct carbon environments"),
     "rings": Property(rdMolDescriptors.CalcNumRings, 0.35, "rings (SSSR)"),
+    "alerts": Property(alerts, 0.35, "structural alerts, PAINS and Brenk"),
     "connected": Property(lambda molecule: float(len(Chem.GetMolFrags(molecule)) == 1), 0.3, "one fragment"),
 }
 

@@ -62,6 +62,9 @@ def test_tokens_are_written_and_read():
         "Cl",
         "S++",
     ]
+    assert [Token.parse(text).valence for text in ("S6", "S4", "P5", "S", "O+")] == [6, 4, 5, 2, 3]
+    with pytest.raises(InputError, match="is no atom"):
+        Token.parse("c1")
     assert Vocabulary.of(["C", "N", "O", "F", "N+", "O-", "N-", "S", "Cl"]).valences.tolist() == [
         4, 3, 2, 1, 4, 1, 2, 2, 1,
     ]  # fmt: skip
@@ -124,6 +127,8 @@ def test_properties_of_a_known_drug():
     assert 0.5 < values["qed"] < 0.6
     assert 1 < values["sa"] < 2
     assert property_of({"name": "similarity", "reference": "CC(=O)Oc1ccccc1C(=O)O"}).value(aspirin) == 1
+    assert values["alerts"] == 1  # the phenol ester
+    assert PROPERTIES["alerts"].value(read_smiles("O=C1NC(=S)SC1=Cc1ccccc1")) > 1  # a rhodanine
     assert containing("c1ccccc1").value(aspirin) == 1
     assert containing("[NX3]").value(aspirin) == 0
 

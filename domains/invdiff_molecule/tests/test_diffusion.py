@@ -12,10 +12,12 @@ import torch
 from invdiff import InputError, PriorCard, keyed_stream
 from invdiff.config import compose
 from invdiff.sampler import feynman_kac
-from invdiff_molecule.chemistry import decode, read_smiles
+from invdiff_molecule.chemistry import Graph, decode, read_smiles
 from invdiff_molecule.diffusion import GraphDiffusion, GraphModel
 from invdiff_molecule.domain import MoleculeDomain
+from invdiff_molecule.edm import GraphDenoiser, GraphEdmPrior
 from invdiff_molecule.gdss import GdssPrior, Part, load_gdss
+from invdiff_molecule.item import counted_atoms
 from invdiff_molecule.levels import Moments
 from invdiff_molecule.state import graphs_of, nodes_of, of_graph, permute, support, unpack
 from invdiff_molecule.training import lines_of
@@ -197,3 +199,54 @@ def test_a_file_with_code_or_none_is_refused(tmp_path):
     (tmp_path / "cut.pth").write_bytes(b"PK\x03\x04 not a checkpoint")
     with pytest.raises(InputError, match=r"damaged|holds code"):
         load_gdss({"path": tmp_path / "cut.pth"})
+
+
+def small_edm(most):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = GraphDenoiser(["C", "N", "O"], most, width=16, edge_width=8, heads=2, layers=2).eval()
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    moments = Moments(most, (0.6, 0.2, 0.2), 0.4, 0.3, {str(most): 1.0})
+    return GraphEdmPrior(PriorCard("edm"), moments, ("C", "N", "O"), False, None, network)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 5.0])
+def test_our_denoiser_is_equivariant_and_keeps_padding(sigma):
+    prior = small_edm(7)
+    free = support(torch.tensor([5, 7]), 7, 3)
+    x = (1 + sigma) * torch.randn(free.shape, generator=torch.Generator().manual_seed(1)) * free
+    order = torch.tensor([3, 0, 4, 1, 2, 5, 6])
+    found = prior.denoise(x[:1], sigma)
+    torch.testing.assert_close(
+        prior.denoise(permute(x[:1], order, 3), sigma), permute(found, order, 3), rtol=1e-4, atol=1e-4
+    )
+    assert bool((prior.denoise(x, sigma)[free == 0] == 0).all())
+    torch.testing.assert_close(prior.denoise(x, sigma)[:1], found, rtol=1e-5, atol=1e-5)
+
+
+def test_our_denoiser_does_nothing_where_there_is_no_noise():
+    """c_skip -> 1 and c_out -> 0 as sigma -> 0; D is bounded as sigma grows."""
+    prior = small_edm(5)
+    x = support(torch.tensor([5]), 5, 3) * torch.rand(1, 5, 8, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(prior.denoise(x, 1e-4), x, atol=2e-3, rtol=0)
+    assert prior.level(0.0)[0, 0, 0] == pytest.approx(0.02)
+    assert prior.level(1.0)[0, 0, 0] == pytest.approx(10.0)
+
+
+def test_a_given_size_is_a_mask():
+    """With a number of nodes the padding of a noisy state is not looked at."""
+    prior = small_edm(6).given(size=4)
+    x = torch.randn(2, 6, 9, generator=torch.Generator().manual_seed(3))
+    free = support(torch.tensor([4, 4]), 6, 3)
+    torch.testing.assert_close(prior.denoise(x, 1.0), prior.denoise(x * free, 1.0))
+    assert bool((prior.denoise(x, 1.0)[free == 0] == 0).all())
+
+
+def test_atoms_of_known_counts_are_assigned():
+    """The nearest assignment, not the largest column: one carbon and two oxygens."""
+    x = torch.zeros(3, 6)
+    x[:, :3] = torch.tensor([[0.9, 0.0, 0.5], [0.8, 0.1, 0.3], [0.2, 0.0, 0.6]])
+    graph = Graph(np.array([0, 0, 2]), np.zeros((3, 3), dtype=np.int64))
+    assert counted_atoms(graph, x, (1, 0, 2)).atoms.tolist() == [2, 0, 2]
+    assert counted_atoms(graph, x, (1, 1, 2)) is graph

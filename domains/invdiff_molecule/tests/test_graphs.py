@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from invdiff import GaussianNoise, InputError, Measurement, PriorCard
+from invdiff.measurement.contract import check_operator
 from invdiff.prior.masked import MASK, TabulatedPrior
 from invdiff.sampler import feynman_kac
 from invdiff.sampler.first_hitting import FirstHitting
-from invdiff_molecule.chemistry import Vocabulary, decode, formula_of, read_smiles
+from invdiff_molecule.chemistry import Vocabulary, canonical, decode, formula_of, read_formula, read_smiles
 from invdiff_molecule.formula import Formula
 from invdiff_molecule.masked import Layout, MaskedGraphNetwork, MaskedGraphPrior
+from invdiff_molecule.network import STEPS, distances
 from invdiff_molecule.state import graphs_of, nodes_of, of_graph, pack, permute, support, unpack
 
 QM9 = Vocabulary.of(["C", "N", "O", "F"])
@@ -63,14 +65,43 @@ def test_layouts_hold_graphs():
     assert (empty == MASK).sum(1).tolist() == [1, 45]
 
 
-def network():
+def network(paths=False):
+    sizes = {"width": 16, "edge_width": 8, "heads": 2, "layers": 2}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return MaskedGraphNetwork(["C", "N", "O", "F"], 6, width=16, edge_width=8, heads=2, layers=2).eval()
+        return MaskedGraphNetwork(["C", "N", "O", "F"], 6, paths, **sizes).eval()
 
 
-def test_the_network_is_equivariant_and_blind_to_padding():
-    net, layout = network(), Layout(6, 4)
+@pytest.mark.parametrize("paths", [False, True])
+def test_the_network_does_not_see_how_far_it_is_padded(paths):
+    """A graph alone, where padding is cut off, and beside a larger one."""
+    net, layout = network(paths), Layout(6, 4)
+    small, large = (layout.tokens(QM9.graph(read_smiles(one))) for one in ("CCO", "N#CC1CC1"))
+    masked = torch.stack([small, large])
+    masked = torch.where((torch.arange(masked.shape[1]) % 3 == 0) & (masked != layout.absent), MASK, masked)
+    both, alone = net(masked)[0], net(masked[:1])[0]
+    there = small != layout.absent
+    torch.testing.assert_close(both[there], alone[there], atol=1e-5, rtol=1e-4)
+
+
+def test_distances_of_a_chain_and_of_fragments():
+    """Hexane beside an atom: one to five bonds apart are told from farther, and what no path joins."""
+    bonds = torch.zeros(1, 9, 9)
+    for i in range(7):
+        bonds[0, i, i + 1] = bonds[0, i + 1, i] = 1
+    found = distances(bonds)[0]
+    for steps in range(2, STEPS + 1):
+        near = (torch.arange(9)[:, None] - torch.arange(9)).abs() <= steps
+        near[8, :8] = near[:8, 8] = False
+        assert torch.equal(found[..., steps - 2] > 0, near)
+    joined = torch.ones(9, 9, dtype=torch.bool)
+    joined[8, :8] = joined[:8, 8] = False
+    assert torch.equal(found[..., -1] > 0, joined)
+
+
+@pytest.mark.parametrize("paths", [False, True])
+def test_the_network_is_equivariant_and_blind_to_padding(paths):
+    net, layout = network(paths), Layout(6, 4)
     graph = QM9.graph(read_smiles("N#CC1CO1"))
     tokens = layout.tokens(graph)
     hidden = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(1)) < 0.5
@@ -125,6 +156,30 @@ def test_formulas_of_known_molecules():
     x = pack(x[..., :4], x[..., 4:])
     y = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close((operator(x) * y).sum(), (x * operator.adjoint(y)).sum())
+
+
+CHARGED = Vocabulary.of(["C", "N", "O", "F", "S", "N+", "O-", "S6", "S4", "N-"])
+
+
+@pytest.mark.parametrize(
+    "smiles",
+    ["C[N+](=O)[O-]", "CC[NH3+]", "CS(=O)(=O)N", "CS(C)=O", "[O-]C(=O)C[NH3+]", "CN=[N+]=[N-]", "CC(=O)[O-]"],
+)
+def test_formulas_with_charges_and_hypervalent_atoms(smiles):
+    """Elements, hydrogens and net charge, and back from the text; a molecule keeps its tokens."""
+    operator, molecule = Formula(CHARGED, 9), read_smiles(smiles)
+    graph = CHARGED.graph(molecule)
+    x = of_graph(graph, 9, len(CHARGED))[None]
+    torch.testing.assert_close(operator(x)[0], operator.data(formula_of(molecule)))
+    assert decode(graph, CHARGED).smiles == canonical(molecule)
+    for check in check_operator(operator, operator.event_shape):
+        assert check.passed, check
+
+
+def test_charges_that_a_prior_does_not_know_are_refused():
+    with pytest.raises(InputError, match="has a charge"):
+        Formula(QM9, 9).data("C2H8N+")
+    assert read_formula("C3H4O3-2")["charge"] == -2
 
 
 @pytest.mark.parametrize(
