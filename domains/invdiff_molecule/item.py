@@ -163,7 +163,7 @@ def _formula(text: str, vocabulary: Vocabulary, most: int, linear: bool) -> dict
         return read_formula(formula_of(molecule)) == wanted
 
     measurement = Measurement(operator, GaussianNoise(TEMPERING), y)
-    size = int(sum(number for element, number in wanted.items() if element != "H"))
+    size = int(plain.data(text)[: len(plain.elements)].sum())
     asked = {"words": f"formula {text}", "hit": hit, "measurement": measurement, "size": size}
     if len(plain.elements) == len(vocabulary):
         asked["counts"] = tuple(int(number) for number in plain.data(text)[: len(vocabulary)])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from invdiff import InputError, PriorCard, Sigma
 from invdiff_molecule.chemistry import Graph, Vocabulary
-from invdiff_molecule.state import nodes_of, pack, unpack
+from invdiff_molecule.state import nodes_of, pack, support, unpack
 
 LAST = 1e-5  # the smallest t
 
@@ -112,6 +112,11 @@ class GraphDiffusionPrior(ABC):
         if size is not None and not 1 <= size <= self.most:
             raise InputError(f"{size} nodes were asked for; this prior knows 1 to {self.most}")
         return replace(self, size=size)
+
+    @property
+    def free(self) -> Float[Tensor, "N C"]:
+        """1 on the free coordinates of graphs of `size` nodes, of N where it is not given."""
+        return support(torch.tensor([self.size or self.most]), self.most, self.features)[0]
 
     def there(self, x: Float[Tensor, "batch N C"]) -> Bool[Tensor, "batch N"]:
         """Which nodes are there."""

@@ -33,27 +33,29 @@ def check_prior(settings: dict[str, object], shape: tuple[int, ...] | None) -> l
     """Scale and range of a prior: does D behave as a denoiser of data of the card's std?
 
     At the highest level D must be near the mean of the prior, at the lowest near
-    x; it must be deterministic, per sample, and differentiable.
+    x; it must be deterministic, per sample, and differentiable. A prior that uses
+    a part of its event alone says which (`free`, 1 there and 0 elsewhere).
     """
     prior = make_prior(settings)
     if isinstance(prior, MaskedPrior):
         return check_masked(prior)
     card = prior.card
-    event = shape or (card.channels or 1, *(card.shape or (64, 64)))
+    event = getattr(prior, "event_shape", None) or shape or (card.channels or 1, *(card.shape or (64, 64)))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((2, *event), generator=generator)
+    free = getattr(prior, "free", torch.ones(()))
     if card.condition:
         assert isinstance(prior, NetworkPrior)
         prior = prior.given(torch.full((1, *event), card.mean))
     low, high = max(card.sigma_range[0], 1e-3), min(card.sigma_range[1], 40.0)
     checks = []
     with torch.no_grad():
-        small = card.mean + card.std * x
+        small = free * (card.mean + card.std * x)
         out = prior.denoise(small, low)
         move = float((out - small).square().mean().sqrt()) / low
         checks.append(Check("stays at the lowest level", move, 3.0, f"moves {move:.2g} sigma at {low:g}"))
-        out = prior.denoise(card.mean + (high**2 + card.std**2) ** 0.5 * x, high)
-        size = float((out - card.mean).square().mean().sqrt()) / max(card.std, 1e-12)
+        out = prior.denoise(free * (card.mean + (high**2 + card.std**2) ** 0.5 * x), high)
+        size = float((free * (out - card.mean)).square().mean().sqrt()) / max(card.std, 1e-12)
         note = f"D has {size:.2g} of the card's std at sigma {high:g}"
         checks.append(Check("returns to the mean at the highest", size, 3.0, note))
         again = prior.denoise(small, low)

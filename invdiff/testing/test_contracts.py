@@ -12,7 +12,17 @@ from invdiff.run.check import run_checks
 SHAPE = (2, 32, 24)
 SHAPES = {"ct": (1, 32, 32)}  # of domains whose operators take no other kind
 CHANNELS = {"brain_mr": 1, "lung_ct": 1, "photo_rgb": 3, "photo_x4": 3}
-NEED_A_FILE = {"safetensors", "monai", "deepinv", "diffusers", "edm", "score_sde", "masked_graph"}
+NEED_A_FILE = {
+    "safetensors",
+    "monai",
+    "deepinv",
+    "diffusers",
+    "edm",
+    "score_sde",
+    "masked_graph",
+    "gdss",
+    "graph_edm",
+}
 
 
 @pytest.mark.parametrize("name", sorted(set(plugins("operators")) & set(choices("operator"))))

@@ -271,3 +271,32 @@ def test_results_are_json(tmp_path):
     folder, _ = run(tmp_path / "run", "samples=4", "sampler.particles=8", "sampler.keep=4")
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["question"]["facts"]["answers"].endswith("different molecules")
+
+
+def test_larger_molecules_with_charges(tmp_path):
+    """An indole in molecules of 14 heavy atoms of the second bundled prior."""
+    asked = ["operator=substructure", "operator.smarts=c1ccc2[nH]ccc2c1", "prior=zinc_masked", "samples=8"]
+    sizes = ["domain.heavy_atoms=14", "sampler.particles=16", "sampler.keep=8"]
+    folder, metrics = run(tmp_path / "run", *asked, *sizes)
+    assert metrics["question"]["table"]["posterior samples"]["hit"] >= 0.5
+    pattern = Chem.MolFromSmarts("c1ccc2[nH]ccc2c1")
+    for row in rows_of(folder):
+        if row["answers"] == "True":
+            molecule = Chem.MolFromSmiles(row["smiles"])
+            assert molecule.HasSubstructMatch(pattern)
+            assert molecule.GetNumHeavyAtoms() == 14
+
+
+def test_a_formula_with_a_charge(tmp_path):
+    """Ammonium: the net charge is a datum, checked on the decoded molecule."""
+    asked = ["operator=formula", "operator.formula=C6H14NO+", "prior=zinc_masked", "samples=8"]
+    folder, metrics = run(tmp_path / "run", *asked, "sampler.particles=64", "sampler.keep=8")
+    assert metrics["question"]["table"]["posterior samples"]["hit"] >= 0.5
+    answers = [row for row in rows_of(folder) if row["answers"] == "True"]
+    assert all(formula_of(Chem.MolFromSmiles(row["smiles"])) == "C6H14NO+" for row in answers)
+
+
+def test_samplers_of_levels_need_the_number_of_atoms():
+    with pytest.raises(InputError, match="needs to know how many heavy atoms"):
+        MoleculeDomain().problems(config("operator=property", "operator.name=qed", "operator.target=0.5",
+                                         "prior=qm9_edm", "sampler=dps"))  # fmt: skip
