@@ -13,6 +13,7 @@ from torch import Tensor
 from invdiff import FirstHitting, InputError, Prior
 from invdiff_molecule.diffusion import GraphDiffusion, GraphModel
 from invdiff_molecule.edm import GraphEdmPrior, load_edm
+from invdiff_molecule.gdss import GdssPrior
 from invdiff_molecule.levels import GraphDiffusionPrior
 from invdiff_molecule.masked import MaskedGraphPrior, load_masked
 
@@ -65,12 +66,14 @@ def of_molecules(prior: Prior) -> GraphPrior:
 
 
 def draws_alone(prior: GraphPrior, count: int, generator: torch.Generator) -> Float[Tensor, "count N C"]:
-    """Packed states of the prior without any data; a diffusion prior by its sampler's shipped settings."""
+    """Packed states of the prior without any data; a diffusion prior by the settings shipped for it."""
     model: FirstHitting | GraphModel
     if isinstance(prior, MaskedGraphPrior):
         model = FirstHitting(prior, lambda tokens: torch.zeros(len(tokens)), completions=0)
     else:
-        model = GraphModel(GraphDiffusion(), prior)
+        published = isinstance(prior, GdssPrior)
+        plain = GraphDiffusion(corrector=False, reuse=False, noise="exact", temperature=1.0)
+        model = GraphModel(GraphDiffusion() if published else plain, prior)
     drawn, _ = model.start(count, generator)
     for k in range(model.steps):
         drawn, _ = model.move(k, drawn, generator)  # type: ignore[arg-type]

@@ -300,3 +300,21 @@ def test_samplers_of_levels_need_the_number_of_atoms():
     with pytest.raises(InputError, match="needs to know how many heavy atoms"):
         MoleculeDomain().problems(config("operator=property", "operator.name=qed", "operator.target=0.5",
                                          "prior=qm9_edm", "sampler=dps"))  # fmt: skip
+
+
+def test_a_formula_by_guidance(tmp_path):
+    """A denoiser of graphs under second-order Tweedie: .62 of draws in a run over 20 formulas."""
+    asked = ["operator=formula", "operator.formula=C7H9NO", "prior=qm9_edm", "sampler=formula_matching"]
+    _, metrics = run(tmp_path / "run", *asked, "samples=32")
+    table = metrics["question"]["table"]
+    assert table["posterior samples"]["hit"] > 0.15
+    assert table["posterior samples"]["hit"] > 2 * table["prior alone"]["hit"]
+
+
+def test_denoised_graphs_are_molecules(tmp_path):
+    """Steered to a property by potentials; nearly every draw of the bundled denoiser is a molecule."""
+    asked = ["operator=property", "operator.name=logp", "operator.target=1.5", "prior=qm9_edm"]
+    _, metrics = run(tmp_path / "run", *asked, "samples=32")
+    table = metrics["question"]["table"]
+    assert table["prior alone"]["valid, connected"] > 0.5
+    assert table["posterior samples"]["hit"] > table["prior alone"]["hit"] + 0.2
