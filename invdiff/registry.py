@@ -28,6 +28,10 @@ EXTRAS = {
     "pydicom": "mri",
     "PIL": "mri",
     "diffusers": "diffusers",
+    "tifffile": "superres",
+    "rdkit": "molecule",
+    "torch_geometric": "molecule",
+    "fcd_torch": "molecule",
 }
 
 

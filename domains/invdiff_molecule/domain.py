@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,8 @@ def read_references(path: str | None) -> metrics.References | None:
     """
     if path is None:
         return None
+    if importlib.util.find_spec("fcd_torch") is None:
+        raise InputError("domain.references needs the package 'fcd_torch': pip install 'invdiff[molecule]'")
     found = set()
     for row, text in lines_of(Path(path)):
         found.add(canonical(read_smiles(text, f"{Path(path).name}, row {row}: ")))

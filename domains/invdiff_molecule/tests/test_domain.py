@@ -15,7 +15,7 @@ from invdiff.prior.training import Denoising
 from invdiff.run.solve import begin, execute, plan
 from invdiff.run.train import train_from_config
 from invdiff_molecule.chemistry import Vocabulary, decode, formula_of, read_smiles
-from invdiff_molecule.domain import MoleculeDomain
+from invdiff_molecule.domain import MoleculeDomain, read_references
 from invdiff_molecule.masked import load_masked
 from invdiff_molecule.objective import Experts, Values, term_of
 from invdiff_molecule.state import graphs_of, of_graph
@@ -318,3 +318,26 @@ def test_denoised_graphs_are_molecules(tmp_path):
     table = metrics["question"]["table"]
     assert table["prior alone"]["valid, connected"] > 0.5
     assert table["posterior samples"]["hit"] > table["prior alone"]["hit"] + 0.2
+
+
+def test_references_say_what_real_molecules_reach(tmp_path):
+    """Distances of a set to itself are 0, what it holds is not new, and a file of one molecule is refused."""
+    path = tmp_path / "real.smi"
+    path.write_text("smiles\nCCO\nOCC\nCCN\nc1ccccc1\nCC(=O)N\nC1CC1O\n")
+    found = read_references(str(path))
+    assert sorted(found.smiles) == ["CC(N)=O", "CCN", "CCO", "OC1CC1", "c1ccccc1"]
+    decoded = [decode(QM9.graph(read_smiles(one)), QM9) for one in found.smiles]
+    row = found.compared(decoded)
+    assert row["novel"] == 0
+    assert row["WL-MMD"] == pytest.approx(0, abs=1e-12)
+    assert row["FCD"] == pytest.approx(0, abs=1e-2)
+    assert found.compared([decode(QM9.graph(read_smiles("CCC")), QM9)])["novel"] == 1
+    assert found.floor(2)["WL-MMD"] > 0.1
+    (tmp_path / "one.smi").write_text("CCO\n")
+    with pytest.raises(InputError, match="holds 1 molecules"):
+        read_references(str(tmp_path / "one.smi"))
+
+
+def test_references_are_read_before_any_work(tmp_path):
+    with pytest.raises(InputError, match="there is no file"):
+        MoleculeDomain().problems(config(f"domain.references={tmp_path / 'none.smi'}"))
