@@ -73,6 +73,7 @@ class GraphDiffusion:
     claim: ClassVar[Claim] = "heuristic"
     needs_linear: ClassVar[bool] = False
     needs_gaussian: ClassVar[bool] = False
+    needs_gradient: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.noise not in ("exact", "euler") or self.start not in ("moments", "published"):

@@ -9,7 +9,7 @@ checked after decoding. The H row is right as long as hypervalent atoms have tok
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -114,6 +114,8 @@ class Formula(LinearOperator):
 
 class OneMolecule(Operator):
     """The formula, and one datum more: 1 where the graph is one molecule that sanitises."""
+
+    differentiable: ClassVar[bool] = False
 
     def __init__(self, formula: Formula) -> None:
         self.formula, self.event_shape = formula, formula.event_shape

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -129,6 +129,8 @@ def consistent(terms: Sequence[Term]) -> None:
 
 class Values(Operator):
     """The terms' values of the decoded molecule; NaN where there is none, or it is not connected."""
+
+    differentiable: ClassVar[bool] = False
 
     def __init__(self, terms: Sequence[Term], vocabulary: Vocabulary, most: int) -> None:
         self.terms, self.vocabulary = tuple(terms), vocabulary

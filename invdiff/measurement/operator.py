@@ -26,10 +26,12 @@ class Operator(ABC):
     Attributes:
         event_shape: shape of one x, without batch; None where any shape is taken.
         linear: whether A is linear and `adjoint` exists.
+        differentiable: whether autograd sees through it; a reward on a decoded object has no derivative.
     """
 
     event_shape: tuple[int, ...] | None = None
     linear: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = True
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *data"]:

@@ -248,6 +248,7 @@ class MaskedDiffusion:
     claim: ClassVar[Claim] = "consistent"
     needs_linear: ClassVar[bool] = False
     needs_gaussian: ClassVar[bool] = False
+    needs_gradient: ClassVar[bool] = False
 
     @property
     def steps(self) -> int:

@@ -94,6 +94,10 @@ class Wrapper(ABC):
     def needs_gaussian(self) -> bool:
         return needs_gaussian(self.wrapped)
 
+    @property
+    def needs_gradient(self) -> bool:
+        return needs_gradient(self.wrapped)
+
 
 End: TypeAlias = Literal["mean", "draw"]
 
@@ -220,6 +224,11 @@ def needs_gaussian(method: object) -> bool:
     return bool(getattr(method, "needs_gaussian", True))
 
 
+def needs_gradient(method: object) -> bool:
+    """Whether a method differentiates the forward model; it does unless it says otherwise."""
+    return bool(getattr(method, "needs_gradient", True))
+
+
 def require_supported(
     sampler: Sampler, measurement: Measurement, shape: tuple[int, ...] | None = None
 ) -> None:
@@ -235,6 +244,11 @@ def require_supported(
             measurement.gaussian(sampler.name)
     except InputError as error:
         raise InputError(f"{error}{_freed_by_mean(sampler, measurement)}") from None
+    if needs_gradient(sampler) and not measurement.operator.differentiable:
+        raise InputError(
+            f"sampler {sampler.name!r} needs the derivative of the forward model and "
+            f"{type(measurement.operator).__name__} has none; use sampler=steering or lookahead"
+        )
     if shape is not None and getattr(sampler, "needs_stack", False) and (len(shape) != 4 or shape[0] < 2):
         raise InputError(
             f"sampler {sampler.name!r} couples the slices of a volume and this item has shape {shape}; "

@@ -296,6 +296,13 @@ def test_a_formula_with_a_charge(tmp_path):
     assert all(formula_of(Chem.MolFromSmiles(row["smiles"])) == "C6H14NO+" for row in answers)
 
 
+@pytest.mark.parametrize("sampler", ["daps", "moment_twisted"])
+def test_rewards_have_no_derivative(sampler):
+    asked = ["operator=property", "operator.name=qed", "operator.target=0.5", "prior=qm9_edm"]
+    with pytest.raises(InputError, match=r"needs the derivative of the forward model and Values has none"):
+        plan(config(*asked, f"sampler={sampler}", "domain.heavy_atoms=9"))
+
+
 def test_samplers_of_levels_need_the_number_of_atoms():
     with pytest.raises(InputError, match="needs to know how many heavy atoms"):
         MoleculeDomain().problems(config("operator=property", "operator.name=qed", "operator.target=0.5",

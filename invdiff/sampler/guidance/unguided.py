@@ -24,6 +24,7 @@ class Unguided:
     name: ClassVar[str] = "unguided"
     needs_linear: ClassVar[bool] = False
     needs_gaussian: ClassVar[bool] = False
+    needs_gradient: ClassVar[bool] = False
     claim: ClassVar[Claim] = "heuristic"
 
     @torch.no_grad()

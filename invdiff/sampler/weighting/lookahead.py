@@ -52,6 +52,7 @@ class Lookahead:
     reach: ClassVar[float] = 0
     needs_linear: ClassVar[bool] = False
     needs_gaussian: ClassVar[bool] = False
+    needs_gradient: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.candidates < 1 or not self.alpha > 0:

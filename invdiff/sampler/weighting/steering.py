@@ -60,6 +60,7 @@ class Steering:
     reach: ClassVar[float] = 0
     needs_linear: ClassVar[bool] = False
     needs_gaussian: ClassVar[bool] = False
+    needs_gradient: ClassVar[bool] = False
     claim: ClassVar[Claim] = "consistent"
 
     def __post_init__(self) -> None:
