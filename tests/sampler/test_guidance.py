@@ -136,8 +136,8 @@ def quick(name):
     return {"steps": 10}
 
 
-# The first refuses unconditional priors, the second denoisers.
-ALL = sorted(set(plugins("samplers")) - {"conditional", "first_hitting"})
+# They need priors of their own: conditional ones, tokens, graphs.
+ALL = sorted(set(plugins("samplers")) - {"conditional", "first_hitting", "graph_diffusion"})
 
 
 @pytest.mark.parametrize("name", ALL)
