@@ -12,6 +12,8 @@ density. With `reuse` one score serves corrector and predictor; with Euler noise
 splitting that GDSS calls S4. The corrector's stationary law is p^(1 / kappa^2): with kappa < 1 the samples
 are those of a sharpened prior, and the published validity of GDSS comes from kappa = .7.
 
+A forward model that knows entries of the graph (`impose`) has them put into every D.
+
 Potentials exp(r(D)) on the molecule that D rounds to, at the levels of the edges from `below` down, turn it
 into Feynman-Kac steering (arXiv 2501.06848): the target is (law of this sampler) exp(r), whatever its moves
 are.
@@ -19,6 +21,7 @@ are.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -103,7 +106,9 @@ class GraphDiffusion:
         def reward(x: Tensor) -> Tensor:
             return measurement.log_likelihood(x.to(target.device)).double()
 
-        return GraphModel(self, prior, reward, target.prior)
+        impose = getattr(measurement.operator, "impose", None)
+        known = None if impose is None else functools.partial(impose, y=measurement.y)
+        return GraphModel(self, prior, reward, target.prior, known)
 
 
 def bare(prior: Prior) -> Prior:
@@ -122,12 +127,19 @@ class GraphModel:
         prior: a graph prior.
         reward: r of denoised states; None for the prior alone.
         asked: what is called for D, where calls are counted; None for the prior itself.
+        known: puts known entries into D; None where there are none.
     """
 
     settings: GraphDiffusion
     prior: GraphDiffusionPrior
     reward: Reward | None = None
     asked: Prior | None = None
+    known: Callable[[Float[Tensor, "n N C"]], Float[Tensor, "n N C"]] | None = None
+
+    @functools.cached_property
+    def levels(self) -> list[Float[Tensor, "1 1 C"]]:
+        """Decreasing levels."""
+        return self.prior.levels(self.steps)
 
     @property
     def steps(self) -> int:
@@ -160,7 +172,7 @@ class GraphModel:
             found = (self.asked or self.prior).denoise(x, level)
         if not bool(torch.isfinite(found).all()):
             raise FloatingPointError("the graph prior returned values that are not finite")
-        return found
+        return found if self.known is None else self.known(found)
 
     def move(
         self, k: int, particles: GraphParticles, generator: torch.Generator
@@ -168,8 +180,7 @@ class GraphModel:
         """From level k to level k + 1; the last move weighs the graph that D rounds to."""
         if k == self.steps - 1:
             return self.weighed(particles, True)
-        levels, settings = self.prior.levels(self.steps), self.settings
-        level, after = levels[k], levels[k + 1]
+        settings, level, after = self.settings, self.levels[k], self.levels[k + 1]
         x, denoised = particles.x, particles.denoised
         there = self.free(x)
 

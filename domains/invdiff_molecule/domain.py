@@ -30,7 +30,7 @@ from invdiff_molecule import metrics, output
 from invdiff_molecule.chemistry import Vocabulary, canonical, one_fragment, read_smiles
 from invdiff_molecule.item import Item, question
 from invdiff_molecule.levels import GraphDiffusionPrior
-from invdiff_molecule.priors import GraphPrior, draws_alone, of_molecules
+from invdiff_molecule.priors import GraphPrior, draws_alone, of_molecules, under_levels
 from invdiff_molecule.training import Molecules, lines_of
 
 PRIOR_ALONE = "prior alone"
@@ -81,12 +81,7 @@ class MoleculeDomain:
             asked["size"] = int(wanted)
         vocabulary = prior.vocabulary_of_atoms
         most = prior.event_shape[0]
-        levels = isinstance(prior, GraphDiffusionPrior) and config["sampler"]["name"] != "graph_diffusion"
-        if levels and asked.get("size") is None:
-            raise InputError(
-                f"sampler {config['sampler']['name']!r} needs to know how many heavy atoms there are; set "
-                "domain.heavy_atoms, or use sampler=graph_diffusion"
-            )
+        under_levels(prior, config, asked.get("size"))
         given = prior.given(asked.get("fragment"), asked.get("size"))
         draws = max(int(config["sampler"].get("particles", 0)), 32)
         item = Item(

@@ -226,11 +226,7 @@ class GdssPrior(GraphDiffusionPrior):
         level = torch.as_tensor(sigma)
         if level.ndim >= 2 and level.shape[-1] == self.features + self.most:
             return level[..., :1], level[..., -1:]
-        if self.node_part != self.edge_part:
-            raise InputError(
-                f"prior {self.card.name!r} has levels of its own for nodes and for edges; "
-                "use sampler=graph_diffusion"
-            )
+        self.require_one_level()
         if level.ndim == 1:
             level = level[:, None, None]
         return level, level

@@ -42,7 +42,7 @@ from invdiff_molecule.chemistry import Graph
 from invdiff_molecule.formula import FormulaProposal
 from invdiff_molecule.graph_data import communities, community_set, distance, read_graphs
 from invdiff_molecule.masked import Layout, MaskedGraphPrior
-from invdiff_molecule.priors import GraphPrior, draws_alone, of_graphs
+from invdiff_molecule.priors import GraphPrior, draws_alone, of_graphs, under_levels
 from invdiff_molecule.state import graphs_of
 
 EXAMPLE = 977  # seed of the bundled example, a graph that no prior has seen
@@ -67,6 +67,12 @@ class KnownPairs(LinearOperator):
 
     def forward(self, x: Float[Tensor, "batch N C"]) -> Float[Tensor, "batch pairs"]:
         return x[..., self.features :][..., self.known.to(x.device)]
+
+    def impose(self, x: Float[Tensor, "batch N C"], y: Float[Tensor, "pairs"]) -> Float[Tensor, "batch N C"]:
+        """x with the pairs that are known."""
+        out = x.clone()
+        out[..., self.features :][..., self.known.to(x.device)] = y.to(x)
+        return out
 
     def adjoint(self, y: Float[Tensor, "batch pairs"]) -> Float[Tensor, "batch N C"]:
         assert self.event_shape is not None
@@ -117,6 +123,7 @@ class GraphItem:
 
     Attributes:
         prior: given what is known.
+        alone: given the number of nodes alone.
         truth: the whole graph; None where only a number of edges is asked for.
         known: pairs that were seen, upper triangle.
         draws, seed: of the prior alone.
@@ -179,6 +186,7 @@ class GraphDomain:
         operator = KnownPairs(known, features)
         y = bonds[known]
         measurement = Measurement(operator, GaussianNoise(float(config["operator"]["sigma"])), y)
+        under_levels(prior, config, graph.size)
         alone = prior.given(size=graph.size)
         given: GraphPrior = alone
         if isinstance(prior, MaskedGraphPrior):
@@ -187,7 +195,7 @@ class GraphDomain:
             rows, columns = layout.pairs
             hidden = torch.cat([torch.zeros(most, dtype=torch.bool), ~known[rows, columns]])
             given = prior.given_tokens(torch.where(hidden & (tokens != layout.absent), MASK, tokens))
-        like = references(config, graph.size)
+        like = reference_graphs(config, graph.size)
         item = GraphItem(given, alone, graph, known, 64, int(config["seed"]), like)
         notes = {
             "question": f"{int(known.sum())} of {graph.size * (graph.size - 1) // 2} pairs are known",
@@ -202,10 +210,11 @@ class GraphDomain:
         limit = most * (most - 1) // 2
         if not 0 < wanted <= limit:
             raise InputError(f"operator.edges is {wanted:g}; a graph of this prior has 1 to {limit}")
+        under_levels(prior, config, size)
         given = prior.given(size=None if size is None else int(size))
         noise = GaussianNoise(float(config["operator"]["sigma"]))
         measurement = Measurement(EdgeCount(most, features), noise, torch.tensor([wanted]))
-        like = references(config, None if size is None else int(size))
+        like = reference_graphs(config, None if size is None else int(size))
         item = GraphItem(given, given, None, None, 64, int(config["seed"]), like)
         words = f"{wanted:g} edges (sigma {noise.sigma:g})"
         return Problem("question", measurement, prior.event_shape, item, {"question": words})
@@ -288,7 +297,7 @@ class GraphDomain:
         return community_set(settings)
 
 
-def references(config: Config, size: int | None) -> list[Graph]:
+def reference_graphs(config: Config, size: int | None) -> list[Graph]:
     """Up to 200 graphs of `domain.references`, else generated communities; of one size where any have it."""
     path = config["domain"]["references"]
     if path is not None:

@@ -95,6 +95,18 @@ class GraphDiffusionPrior(ABC):
     def denoise(self, x: Float[Tensor, "batch N C"], sigma: Sigma) -> Float[Tensor, "batch N C"]:
         """D on the support: rows that are not zero, or the first `size`."""
 
+    def require_one_level(self) -> None:
+        """Refuse where nodes and edges have levels of their own.
+
+        Raises:
+            InputError: with the sampler to use.
+        """
+        if any(bool((level != level[..., :1]).any()) for level in self.levels(3)):
+            raise InputError(
+                f"prior {self.card.name!r} has levels of its own for nodes and for edges; "
+                "use sampler=graph_diffusion"
+            )
+
     def levels(self, steps: int) -> list[Float[Tensor, "1 1 C"]]:
         """Decreasing levels, uniform in t."""
         return [self.level(float(t)) for t in torch.linspace(1.0, LAST, steps, dtype=torch.float64)]

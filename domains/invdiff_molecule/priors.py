@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from invdiff import FirstHitting, InputError, Prior
+from invdiff import Config, FirstHitting, InputError, Prior
 from invdiff_molecule.diffusion import GraphDiffusion, GraphModel
 from invdiff_molecule.edm import GraphEdmPrior, load_edm
 from invdiff_molecule.gdss import GdssPrior
@@ -63,6 +63,25 @@ def of_molecules(prior: Prior) -> GraphPrior:
     if not isinstance(prior, MaskedGraphPrior | GraphDiffusionPrior) or not len(prior.vocabulary_of_atoms):
         raise InputError(f"prior {prior.card.name!r} is no prior of molecules; use prior=qm9_masked")
     return prior
+
+
+def under_levels(prior: GraphPrior, config: Config, size: int | None) -> bool:
+    """Whether the prior runs under a sampler of the core's noise levels.
+
+    Raises:
+        InputError: where it does and cannot: no number of nodes, or levels of their own for nodes and edges.
+    """
+    sampler = str(config["sampler"]["name"])
+    if not isinstance(prior, GraphDiffusionPrior) or sampler == "graph_diffusion":
+        return False
+    prior.require_one_level()
+    if size is None:
+        setting = "domain.heavy_atoms" if prior.names else "operator.nodes"
+        raise InputError(
+            f"sampler {sampler!r} needs to know how many nodes there are; set {setting}, or use "
+            "sampler=graph_diffusion"
+        )
+    return True
 
 
 def draws_alone(prior: GraphPrior, count: int, generator: torch.Generator) -> Float[Tensor, "count N C"]:

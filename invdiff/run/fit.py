@@ -13,10 +13,11 @@ from invdiff.prior.prior import Prior
 
 def check_prior(prior: Prior, problem: Problem) -> None:
     """Refuse a prior that does not run on the problem's shape."""
-    if isinstance(prior, MaskedPrior):
-        if prior.event_shape != problem.shape:
+    event = getattr(prior, "event_shape", None)
+    if event is not None:
+        if tuple(event) != problem.shape:
             raise InputError(
-                f"prior {prior.card.name!r} is of events {prior.event_shape}, the problem of {problem.shape}"
+                f"prior {prior.card.name!r} is of events {tuple(event)}, the problem of {problem.shape}"
             )
         return
     probe = torch.zeros(1, *problem.shape)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from invdiff import InputError, PriorCard, keyed_stream
+from invdiff import InputError, PriorCard, keyed_stream, solve
 from invdiff.config import compose
+from invdiff.run.solve import plan
 from invdiff.sampler import feynman_kac
 from invdiff_molecule.chemistry import Graph, decode, read_smiles
 from invdiff_molecule.diffusion import GraphDiffusion, GraphModel
@@ -106,7 +107,7 @@ def test_corrector_does_not_couple_the_samples():
     """A particle's move depends on itself and on its noise alone."""
     prior = enumerated()
     model = GraphModel(GraphDiffusion(), prior)
-    x, noise = torch.randn(4, 3, 5), torch.randn(4, 3, 5)
+    x, noise = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0))
     there = support(torch.full((4,), 3), 3, 2)
     score = prior.denoise(x * there, prior.level(0.5)) - x
     both = model.corrected(x, score, there, noise)
@@ -145,7 +146,9 @@ def test_published_networks_do_not_see_the_order_of_nodes(name):
     level = prior.level(0.6)
     free = support(torch.full((2,), count), prior.most, prior.features)
     x = torch.randn(free.shape, generator=torch.Generator().manual_seed(1)) * free
-    order = torch.cat([torch.randperm(count), torch.arange(count, prior.most)])
+    order = torch.cat(
+        [torch.randperm(count, generator=torch.Generator().manual_seed(2)), torch.arange(count, prior.most)]
+    )
     moved = prior.denoise(permute(x, order, prior.features), level)
     expected = permute(prior.denoise(x, level), order, prior.features)
     torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-4)
@@ -157,6 +160,25 @@ def test_levels_of_their_own_are_not_one_number():
         prior.denoise(torch.zeros(1, *prior.event_shape), 0.5)
     assert prior.level(1.0)[0, 0, 0] == pytest.approx(0.857, abs=1e-3)
     assert prior.level(1.0)[0, 0, -1] == pytest.approx(1.0)
+
+
+def test_every_published_set_runs_through_the_domains(tmp_path):
+    """Levels of their own for nodes and edges are for graph_diffusion alone, and refused before any work."""
+    asked = ["operator=property", "operator.name=logp", "operator.target=2", "prior=gdss", "samples=4"]
+    asked += [f"prior.path={shared(CHECKPOINTS['ZINC250k'])}", "sampler.particles=8", "sampler.keep=4"]
+    found = solve(*asked, "sampler.steps=12", "domain.heavy_atoms=12", out=str(tmp_path / "run"))
+    assert found["metrics"]["question"]["table"]["posterior samples"]["draws"] == 4
+    with pytest.raises(InputError, match="levels of its own"):
+        plan(compose([*asked[:-2], "domain.heavy_atoms=12", "sampler=steering"]))
+
+
+def test_known_pairs_are_put_into_every_graph(tmp_path):
+    path = shared(CHECKPOINTS["community_small"])
+    asked = ["domain=graph", "prior=gdss", f"prior.path={path}", "samples=16", "sampler.particles=16"]
+    found = solve(*asked, "sampler.keep=16", out=str(tmp_path / "run"))
+    result = found["metrics"]["example"]
+    assert max(result["chi2_per_sample"]) == 0
+    assert result["table"]["posterior samples"]["AUC"] > result["table"]["prior alone"]["AUC"]
 
 
 def test_published_qm9_samples_are_molecules():

@@ -304,7 +304,7 @@ def test_rewards_have_no_derivative(sampler):
 
 
 def test_samplers_of_levels_need_the_number_of_atoms():
-    with pytest.raises(InputError, match="needs to know how many heavy atoms"):
+    with pytest.raises(InputError, match=r"how many nodes there are; set domain\.heavy_atoms"):
         MoleculeDomain().problems(config("operator=property", "operator.name=qed", "operator.target=0.5",
                                          "prior=qm9_edm", "sampler=dps"))  # fmt: skip
 
