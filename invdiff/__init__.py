@@ -90,6 +90,7 @@ _EXPORTS = {
     "DiffusionSampler": "invdiff.sampler.loop",
     "NoiseSearch": "invdiff.sampler.noise_search",
     "ParticleSampler": "invdiff.sampler.particle_sampler",
+    "posterior_mode": "invdiff.sampler.mode",
     "nuts": "invdiff.sampler.reference",
     "infer_level": "invdiff.sampler.reference",
     "NoiseLevel": "invdiff.sampler.reference",
@@ -179,6 +180,7 @@ __all__ = [
     "load_safetensors",
     "make_sampler",
     "nuts",
+    "posterior_mode",
     "read_prior",
     "sample",
     "sample_prior",
@@ -240,6 +242,7 @@ if TYPE_CHECKING:
     from invdiff.sampler.keys import stream as keyed_stream
     from invdiff.sampler.latent import LatentPrior, autoencoder_maps
     from invdiff.sampler.loop import DiffusionSampler
+    from invdiff.sampler.mode import posterior_mode
     from invdiff.sampler.noise_search import NoiseSearch
     from invdiff.sampler.particle_sampler import ParticleSampler
     from invdiff.sampler.reference import Gain, NoiseLevel, infer_level, nuts

@@ -29,6 +29,7 @@ EXTRAS = {
     "PIL": "mri",
     "diffusers": "diffusers",
     "tifffile": "superres",
+    "SimpleITK": "deformation",
     "rdkit": "molecule",
     "torch_geometric": "molecule",
     "fcd_torch": "molecule",

@@ -27,6 +27,7 @@ from invdiff.sampler.plug_and_play import PlugAndPlay
 from invdiff.sampler.red_diff import REDdiff
 from invdiff.sampler.split_gibbs import SplitGibbs
 from invdiff.sampler.split_langevin import SplitLangevin
+from invdiff.sampler.tempered import Tempered
 from invdiff.sampler.weighting.ddsmc import DDSMC
 from invdiff.sampler.weighting.ensemble import Ensemble
 from invdiff.sampler.weighting.lookahead import Lookahead
@@ -155,4 +156,5 @@ twisted = filtered(Twisted)
 ensemble = filtered(Ensemble)
 steering = filtered(Steering)
 lookahead = filtered(Lookahead)
+tempered = filtered(Tempered)
 first_hitting = filtered(MaskedDiffusion)

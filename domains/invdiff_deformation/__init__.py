@@ -1,0 +1,1 @@
+"""Deformation fields: which are plausible, which explain a pair of images, and how sure we are of them."""

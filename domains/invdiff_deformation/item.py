@@ -1,0 +1,234 @@
+"""What a registration needs to be solved, written and judged, and how it is made from images and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from invdiff import GaussianNoise, GaussianPrior, InputError, Measurement, Noise
+from invdiff_deformation import flow
+from invdiff_deformation.formats import Image, Points
+from invdiff_deformation.grid import Grid
+from invdiff_deformation.likelihoods import Joined, Scored, Tempered
+from invdiff_deformation.operators import (
+    Displacements,
+    Images,
+    Labels,
+    LocalCorrelation,
+    MutualInformation,
+    Term,
+    Transform,
+    observed,
+)
+from invdiff_deformation.register import BLURS, FIRST, Residual, blurred, coarse_to_fine, residual_of
+
+SIMILARITIES = ("mse", "lncc", "mi")
+Piece = tuple[Term, Noise, Tensor]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One pair of images, or one fixed grid with points.
+
+    Attributes:
+        name: file-system safe.
+        fixed: the image whose grid the deformation lives on.
+        moving: the image that is deformed; None where points alone are given.
+        transform: states to deformations.
+        prior: N(0, I) over the states, with which modes are found.
+        to_moving: fixed to moving voxels.
+        inside: fixed voxels that count.
+        seen: moving mask.
+        labels: fixed and moving label maps on their images' grids.
+        points: landmarks or displacements that the posterior is conditioned on.
+        held_out: points that only judge.
+        truth: known displacement in voxels, of phantoms.
+        options: of the operator.
+        notes, warnings: for the report.
+    """
+
+    name: str
+    fixed: Image
+    moving: Image | None
+    transform: Transform
+    prior: GaussianPrior
+    inside: Bool[np.ndarray, "*grid"]
+    options: Mapping[str, Any]
+    to_moving: Float[np.ndarray, "d dplus1"] | None = None
+    seen: Float[np.ndarray, "*moving"] | None = None
+    labels: tuple[Int[np.ndarray, "*grid"], Int[np.ndarray, "*moving"]] | None = None
+    points: Points | None = None
+    held_out: Points | None = None
+    truth: Float[np.ndarray, "d *grid"] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def grid(self) -> Grid:
+        """Of the fixed image."""
+        return self.fixed.grid
+
+    @cached_property
+    def scaled(self) -> tuple[Float[np.ndarray, "*grid"], Float[np.ndarray, "*moving"]]:
+        """Both images with their .5th and 99.5th percentile at 0 and 1.
+
+        Under `mse`, unless `normalise` is set, the fixed image's percentiles scale both.
+        """
+        assert self.moving is not None
+        low, high = self.fixed.range
+        own = self.moving.range
+        if self.options["similarity"] == "mse" and not self.options["normalise"]:
+            own = (low, high)
+        fixed = (self.fixed.values - low) / (high - low)
+        return fixed, (self.moving.values - own[0]) / max(own[1] - own[0], 1e-30)
+
+    @cached_property
+    def carried(self) -> Tensor | None:
+        """`to_moving` as a tensor; None where it is the identity."""
+        if self.to_moving is None:
+            return None
+        still = np.concatenate([np.eye(self.grid.dimensions), np.zeros((self.grid.dimensions, 1))], axis=1)
+        same = np.allclose(self.to_moving, still, atol=1e-9)
+        assert self.moving is not None
+        if same and self.moving.grid.shape == self.grid.shape:
+            return None
+        return torch.from_numpy(self.to_moving)
+
+    def images(self, blur: float) -> Images:
+        """The comparison of both images after a blur, by the similarity asked for."""
+        fixed, moving = self.scaled
+        seen = None if self.seen is None else torch.from_numpy(self.seen.astype(np.float32))
+        options, beta = self.options, float(self.options["beta"] or 1.0)
+        common: dict[str, Any] = {
+            "moving": blurred(moving, blur),
+            "fixed": blurred(fixed, blur),
+            "inside": torch.from_numpy(self.inside),
+            "to_moving": self.carried,
+            "seen": seen,
+            "padding": str(options["padding"]),
+        }
+        if options["similarity"] == "lncc":
+            return LocalCorrelation(**common, window=int(options["window"]), beta=beta)
+        if options["similarity"] == "mi":
+            return MutualInformation(**common, bins=int(options["bins"]), beta=beta)
+        return Images(**common)
+
+    def pieces(self, blur: float, sigma: float, beta: float) -> list[Piece]:
+        """Everything that was observed: term, noise and data."""
+        found: list[Piece] = []
+        if self.moving is not None and self.options["name"] == "register":
+            term = self.images(blur)
+            if self.options["similarity"] == "mse":
+                found.append((term, Tempered.of(sigma, beta), term.fixed[term.inside]))
+            else:
+                size = 1 if self.options["similarity"] == "mi" else int(self.inside.sum())
+                found.append((term, Scored(), torch.zeros(size)))
+        if self.options["labels"] and self.labels is not None:
+            values = np.unique(np.concatenate([part.ravel() for part in self.labels]))
+            fixed, moving = (torch.from_numpy(np.searchsorted(values, part)) for part in self.labels)
+            error, weight = float(self.options["label_error"]), float(self.options["label_beta"])
+            inside = torch.from_numpy(self.inside)
+            term_of = Labels(moving, fixed, len(values), inside, self.carried, error, weight)
+            found.append((term_of, Scored(), torch.zeros(int(self.inside.sum()))))
+        if self.points is not None:
+            found.append((self._displacements(self.points), GaussianNoise(1.0), self._seen(self.points)))
+        return found
+
+    def frame(self) -> Float[np.ndarray, "3 d"]:
+        """Directions that vectors are measured along: of the world in volumes, of the axes in planes."""
+        if self.grid.dimensions == 3:
+            return np.eye(3)
+        turned: np.ndarray = self.grid.affine[:3, :2] / np.asarray(self.grid.spacing)
+        return turned
+
+    def _displacements(self, points: Points) -> Displacements:
+        to_mm = self.frame().T @ self.grid.affine[:3, : self.grid.dimensions]
+        whitening = (
+            torch.eye(self.grid.dimensions, dtype=torch.float64) / torch.from_numpy(points.std)[:, None, None]
+        )
+        return Displacements(torch.from_numpy(points.fixed), torch.from_numpy(to_mm), whitening)
+
+    def _seen(self, points: Points) -> Float[Tensor, "data"]:
+        along = points.vectors @ self.frame()
+        return torch.from_numpy((along / points.std[:, None]).astype(np.float32)).flatten()
+
+    def predicted(self, u: Float[Tensor, "batch d *grid"], points: Points) -> Float[np.ndarray, "batch n d"]:
+        """u at points in mm, along `frame`."""
+        where = torch.from_numpy(points.fixed).to(u).mT[None].expand(len(u), -1, -1)
+        turn = torch.from_numpy(self.frame().T @ self.grid.affine[:3, : self.grid.dimensions]).to(u)
+        found: np.ndarray = torch.einsum("ij,bjn->bni", turn, flow.sample_at(u, where)).numpy()
+        return found
+
+    def measurement(self, blur: float, sigma: float, beta: float) -> Measurement:
+        """Operator, noise and data."""
+        pieces = self.pieces(blur, sigma, beta)
+        operator = observed(self.transform, [term for term, _, _ in pieces])
+        y = torch.cat([data for _, _, data in pieces])
+        if len(pieces) == 1:
+            return Measurement(operator, pieces[0][1], y)
+        return Measurement(operator, Joined([(noise, len(data)) for _, noise, data in pieces]), y)
+
+    def mode(
+        self,
+        sigma: float,
+        beta: float,
+        start: Float[Tensor, "*event"] | None = None,
+        blurs: Sequence[float] = BLURS,
+    ) -> Float[Tensor, "*event"]:
+        """The registration by the posterior's mode, in the coordinates of `prior`."""
+        return coarse_to_fine(self.prior, [self.measurement(blur, sigma, beta) for blur in blurs], start)
+
+    def residual(self, state: Float[Tensor, "*event"]) -> Residual:
+        """Of the images after the deformation of a state."""
+        fixed, _ = self.scaled
+        u = self.transform.displacement(state[None])
+        warped = Images.warped(self.images(0.0), u)[0].numpy()
+        return residual_of(warped - fixed, self.inside)
+
+
+def begun(item: Item) -> tuple[Item, Measurement, Tensor | None]:
+    """The measurement of an item, its noise estimated where it is not given, and the mode.
+
+    sigma is the root mean square residual after a first registration, beta one over its correlation area;
+    both are model choices, not scanner noise, and are printed.
+
+    Raises:
+        InputError: where nothing was observed.
+    """
+    options, notes = item.options, dict(item.notes)
+    if not item.pieces(0.0, 1.0, 1.0):
+        raise InputError("nothing is observed: give a moving image, landmarks, displacements or labels")
+    given_sigma, given_beta = options["sigma"], options["beta"]
+    imaged = item.moving is not None and options["name"] == "register"
+    if not imaged:
+        measurement = item.measurement(0.0, 1.0, 1.0)
+        return item, measurement, None if measurement.operator.linear else item.mode(1.0, 1.0, blurs=(0.0,))
+    sigma, beta = float(given_sigma or FIRST[0]), float(given_beta or FIRST[1])
+    state = None
+    if given_sigma is None or given_beta is None:
+        state = item.mode(sigma, beta)
+        left = item.residual(state)
+        sigma = float(given_sigma or max(left.std, 1e-4))
+        beta = float(given_beta or 1 / left.area)
+        item = replace(item, options={**options, "beta": beta})
+        notes["residual"] = (
+            f"std {left.std:.3g} of the fixed image's range (robust {left.robust:.3g}), over {left.area:.3g} "
+            "voxels that vary together"
+        )
+    state = item.mode(sigma, beta, state, (1.0, 0.0) if state is not None else BLURS)
+    if options["similarity"] == "mse":
+        notes["sigma, beta"] = f"{sigma:.3g}, {beta:.3g}" + (
+            "" if beta == 1 else ": a tempered posterior, voxels weigh as independent residuals would"
+        )
+    else:
+        notes["beta"] = f"{beta:.3g}: {options['similarity']} is a profile likelihood, tempered by it"
+    item = replace(item, notes=notes)
+    measurement = item.measurement(0.0, sigma, beta)
+    return item, measurement, state

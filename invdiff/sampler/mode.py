@@ -1,0 +1,165 @@
+"""The mode of a posterior under a Gaussian prior, and the Gaussian of its curvature there (Laplace).
+
+    x = m + U sqrt(V) z,   z ~ N(0, I)            the prior's whitened coordinates
+    z* = argmin  Phi(z) + |z|^2 / 2,   Phi = -log p(y | x(z))
+    q = N(z*, (I + H)^-1),   H = Phi''(z*)
+
+The mode is found by L-BFGS; a list of measurements from coarse to fine, each starting where the one before
+ended, helps where Phi has many basins. H is known by its largest eigenvalues only, found by block power
+iteration with products H v from double backward; what is left of it is taken as 0, where q is the prior.
+Negative eigenvalues (away from a mode) are taken as 0 too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from invdiff.errors import InputError
+from invdiff.measurement.measurement import Measurement
+from invdiff.prior.gaussian import GaussianPrior
+from invdiff.prior.prior import Prior
+
+Potential = Callable[[Tensor], Tensor]
+CHUNK = 32  # rows that are differentiated together
+
+
+def gaussian_of(prior: Prior, what: str) -> GaussianPrior:
+    """The Gaussian prior inside, counted or not.
+
+    Raises:
+        InputError: for any other prior.
+    """
+    inner = getattr(prior, "inner", prior)
+    if not isinstance(inner, GaussianPrior):
+        raise InputError(
+            f"sampler {what!r} needs a Gaussian prior in closed form and {prior.card.name!r} is none; use "
+            "sampler=daps, dps or a particle method"
+        )
+    return inner
+
+
+def unwhiten(prior: GaussianPrior, z: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
+    """x of whitened coordinates z."""
+    return prior.mean.to(z) + prior.back(prior.variance.to(z).sqrt() * z)
+
+
+@torch.enable_grad()
+def posterior_mode(
+    prior: GaussianPrior,
+    measurements: Sequence[Measurement],
+    shape: tuple[int, ...],
+    *,
+    start: Float[Tensor, "*event"] | None = None,
+    iterations: int = 40,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Float[Tensor, "*event"]:
+    """z*, in whitened coordinates, through the measurements in turn (the last is the one that counts).
+
+    Args:
+        start: where to begin; the prior's mean by default.
+        iterations: of L-BFGS with a strong Wolfe search, for each measurement.
+
+    Raises:
+        FloatingPointError: where the log-likelihood is not finite on the way.
+    """
+    z = (torch.zeros(shape) if start is None else start.detach().clone()).to(device=device, dtype=dtype)
+    for measurement in measurements:
+        z = z.clone().requires_grad_()
+        optimizer = torch.optim.LBFGS(
+            [z], lr=1.0, max_iter=iterations, history_size=20, line_search_fn="strong_wolfe"
+        )
+
+        def closure(measurement: Measurement = measurement, z: Tensor = z) -> Tensor:
+            optimizer.zero_grad()  # noqa: B023  the optimiser of this turn: step calls it at once
+            value = -measurement.log_likelihood(unwhiten(prior, z[None]))[0] + 0.5 * z.double().square().sum()
+            if not bool(torch.isfinite(value)):
+                raise FloatingPointError("the log-likelihood is not finite on the way to the mode")
+            torch.autograd.backward(value)
+            return value
+
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        z = z.detach()
+    return z
+
+
+@dataclass(frozen=True)
+class Laplace:
+    """q = N(centre, Sigma), Sigma^(1/2) = I + U diag((1 + e)^(-1/2) - 1) U^T.
+
+    Attributes:
+        centre: z*.
+        vectors: U, orthonormal columns, of flattened events.
+        values: e, the eigenvalues of H along them.
+    """
+
+    centre: Float[Tensor, "*event"]
+    vectors: Float[Tensor, "dim rank"]
+    values: Float[Tensor, "rank"]
+
+    @property
+    def log_determinant(self) -> float:
+        """log |Sigma^(1/2)|."""
+        return -0.5 * float(torch.log1p(self.values.double()).sum())
+
+    def __call__(self, w: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
+        """z of standard normal coordinates w."""
+        flat = w.flatten(1)
+        shrink = (1 + self.values).rsqrt() - 1
+        moved = flat + ((flat @ self.vectors) * shrink) @ self.vectors.mT
+        return self.centre + moved.reshape(w.shape)
+
+
+def standard(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Laplace:
+    """The prior itself: z = w."""
+    size = int(torch.Size(shape).numel())
+    zero = torch.zeros((), dtype=dtype, device=device)
+    return Laplace(zero.expand(shape), zero.expand(size, 1)[:, :0], zero.expand(1)[:0])
+
+
+def curvature_at(
+    potential: Potential,
+    z: Float[Tensor, "*event"],
+    rank: int,
+    generator: torch.Generator,
+    rounds: int = 3,
+    chunk: int = CHUNK,
+) -> Laplace:
+    """The Laplace approximation at z: the `rank` largest eigenvalues of the Hessian of `potential`.
+
+    Args:
+        potential: Phi of a batch of z.
+        rank: eigenvalues kept; the whole Hessian, exactly, where it is at least the dimension.
+        generator: of the first block.
+        rounds: of block power iteration, with `rank` / 4 more columns than are kept.
+        chunk: rows that are differentiated together.
+    """
+    size = z.numel()
+
+    def product(block: Tensor) -> Tensor:
+        rows = []
+        for part in torch.split(block.mT, chunk):
+            with torch.enable_grad():
+                leaf = z.detach().expand(len(part), *z.shape).clone().requires_grad_()
+                (gradient,) = torch.autograd.grad(potential(leaf).sum(), leaf, create_graph=True)
+                (row,) = torch.autograd.grad(gradient, leaf, part.reshape(leaf.shape))
+            rows.append(row.flatten(1))
+        return torch.cat(rows).mT
+
+    columns = min(size, rank + max(8, rank // 4))
+    if columns == size:
+        block = torch.eye(size, dtype=z.dtype, device=z.device)
+    else:
+        block = torch.randn((size, columns), generator=generator, dtype=z.dtype).to(z.device)
+        for _ in range(rounds):
+            block = torch.linalg.qr(product(block)).Q
+    small = block.mT @ product(block)
+    values, vectors = torch.linalg.eigh(0.5 * (small + small.mT))
+    keep = values.argsort(descending=True)[:rank] if columns < size else values.argsort(descending=True)
+    keep = keep[values[keep] > 0]
+    return Laplace(z, block @ vectors[:, keep], values[keep])
