@@ -90,6 +90,8 @@ class DeformationDomain:
             )
         if options["padding"] not in ("border", "zeros"):
             raise InputError(f"operator.padding is {options['padding']!r}; expected border or zeros")
+        if not 0 <= float(options["blur"]) <= 10:
+            raise InputError(f"operator.blur is {options['blur']}; expected 0 to 10 voxels")
         notes: dict[str, Any] = {}
         moving = None if settings["moving"] is None else formats.read_image(Path(settings["moving"]))
         if moving is None and options["name"] == "register":
@@ -174,10 +176,14 @@ class DeformationDomain:
             )
 
     def training_data(self, settings: Mapping[str, Any]) -> CardiacSlices:
-        """Slices for `invdiff train`: `root`, `path`, `held_out` (every n-th patient), `published`."""
+        """Slices for `invdiff train`: `root` and `path`, the rest as in `CardiacSlices`."""
         path = Path(str(settings["root"])) / str(settings["path"])
+        size = settings.get("size")
         return CardiacSlices(
-            path, held_out=int(settings.get("held_out", 10)), published=bool(settings.get("published", False))
+            path,
+            held_out=int(settings.get("held_out", 10)),
+            published=bool(settings.get("published", False)),
+            size=None if size is None else int(size),
         )
 
     def adapt_prior(self, prior: Prior, problem: Problem) -> Prior:

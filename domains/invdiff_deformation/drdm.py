@@ -46,6 +46,7 @@ WEIGHTS = Path(__file__).resolve().parent / "weights"
 CARDIAC = WEIGHTS / "drdm_cardiac.safetensors"
 STARTS, UPSAMPLES = ("level", "top"), ("consistent", "released")
 CLAIM = "heuristic"
+ASPECT = 1.25  # by which the proportions of an image may differ from those that were trained on
 SCALES, SPAN, RELATIVE = 4, 2, 0.08  # grids of velocities, image sides on the control grid, size of w
 
 Field: TypeAlias = Float[Tensor, "1 d *control"]
@@ -230,7 +231,7 @@ class Drdm:
     Attributes:
         network: finds the inverse of the last part of a deformation.
         process: the deformations that it was trained on.
-        card: what it was trained on; its `shape` is the only image size it is for.
+        card: what it was trained on; its `shape` is the size at which the network sees an image.
     """
 
     network: RecoveryNetwork
@@ -249,10 +250,12 @@ class Drdm:
                 f"prior {name!r} deforms images of {self.network.dimensions} axes and this one has "
                 f"{len(shape)}; choose another prior"
             )
-        if self.card.shape is not None and tuple(shape) != tuple(self.card.shape):
+        known = self.card.shape or shape
+        ratios = [n / m for n, m in zip(shape, known, strict=True)]
+        if max(ratios) > ASPECT * min(ratios):
             raise InputError(
-                f"prior {name!r} was trained for images of {_sides(self.card.shape)} and this one is "
-                f"{_sides(shape)}; resample it"
+                f"prior {name!r} was trained for images of {_sides(known)} and this one is "
+                f"{_sides(shape)}; crop it to sides in that proportion"
             )
         if not 1 <= level < self.network.steps:
             raise InputError(
@@ -276,13 +279,18 @@ class Drdm:
     ) -> Float[Tensor, "d *grid"]:
         """phi after recovery from `level` (of the top, from T - 1 whatever the level) down to 1.
 
-        Every step warps the original image, so that interpolation blurs it once.
+        Every step warps the original image, so that interpolation blurs it once. The network sees it averaged
+        to its own size, and its field, in fractions of the sides, is interpolated back.
         """
         still, found = image[None, None], phi[None]
         first = level if start == "level" else self.network.steps - 1
+        whole = tuple(image.shape)
+        size = tuple(self.card.shape or whole)
+        linear = "bilinear" if len(size) == 2 else "trilinear"
         for t in range(first, 0, -1):
-            seen = warped_image(still, found)
-            u = self.network(seen, torch.tensor([t], device=image.device)) * sides_of(found)
+            seen = F.interpolate(warped_image(still, found), size, mode="area")
+            part = self.network(seen, torch.tensor([t], device=image.device))
+            u = F.interpolate(part, whole, mode=linear, align_corners=False) * sides_of(found)
             found = compose(found, u)
         return found[0]
 

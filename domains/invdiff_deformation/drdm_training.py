@@ -74,6 +74,20 @@ def recovery_loss(
     return distance(p, psi) + angle(p, psi) + REGULAR * roughness(found, published)
 
 
+def averaged(images: Float[Tensor, "images y x"], size: int | None) -> Float[Tensor, "images side side"]:
+    """Square images averaged to a side that divides theirs.
+
+    Raises:
+        InputError: for another side.
+    """
+    side = images.shape[-1]
+    if size is None or size == side:
+        return images
+    if side % size:
+        raise InputError(f"data.size is {size}; expected a divisor of {side}, the side of the slices")
+    return F.avg_pool2d(images[:, None], side // size)[:, 0]
+
+
 class CardiacSlices:
     """End-diastolic and end-systolic slices of the training split, in [0, 1].
 
@@ -81,9 +95,12 @@ class CardiacSlices:
         path: an .npz with `ed` and `es` uint8 [pair, y, x], `patient` and `split` of every pair.
         held_out: every n-th patient is held out for validation and for every choice of settings.
         published: the loss and the levels of the paper's code (see above).
+        size: side to which slices are averaged; None: their own.
     """
 
-    def __init__(self, path: Path, held_out: int = 10, published: bool = False) -> None:
+    def __init__(
+        self, path: Path, held_out: int = 10, published: bool = False, size: int | None = None
+    ) -> None:
         if not path.is_file():
             raise InputError(f"there is no training file {path}; set data.root=FOLDER")
         with np.load(path) as file:
@@ -92,8 +109,9 @@ class CardiacSlices:
             phases = [torch.from_numpy(file[phase][train]) for phase in ("ed", "es")]
         names = np.unique(patients)
         out = torch.from_numpy(np.isin(patients, names[::held_out]))
-        self.train = torch.cat([images[~out] for images in phases])
-        self.held = torch.cat([images[out] for images in phases])
+        whole = [averaged(images.float() / 255, size) for images in phases]
+        self.train = torch.cat([images[~out] for images in whole])
+        self.held = torch.cat([images[out] for images in whole])
         self.published = published
 
     def batch(self, size: int, crop: int, generator: torch.Generator) -> Float[Tensor, "size 1 crop crop"]:
@@ -105,7 +123,7 @@ class CardiacSlices:
 
     def validation(self) -> Float[Tensor, "images 1 y x"]:
         """The held-out slices, every third of them."""
-        return self.held[::3, None].float() / 255
+        return self.held[::3, None]
 
     def objective(self, network: nn.Module, settings: TrainSettings) -> Recovery:
         """What `invdiff train` minimises."""
@@ -114,12 +132,12 @@ class CardiacSlices:
         return Recovery(network, self, settings)
 
     def _slice(self, generator: torch.Generator) -> Float[Tensor, "1 y x"]:
-        """Flipped, turned, its darkest and brightest values cut off, and with a gain and an offset."""
+        """Its darkest and brightest values cut off, with a gain and an offset.
+
+        Slices are neither flipped nor turned: how a chest lies is part of what the network knows.
+        """
         chosen = int(torch.randint(len(self.train), (1,), generator=generator))
-        image = self.train[chosen].float() / 255
-        image = image.rot90(int(torch.randint(4, (1,), generator=generator)))
-        if float(torch.rand((), generator=generator)) < 0.5:
-            image = image.flip(1)
+        image = self.train[chosen]
         low, high = (0.2 * torch.rand(2, generator=generator)).tolist()
         gain, offset = (0.1 * torch.randn(2, generator=generator)).tolist()
         return ((image - low).clamp(0, 1 - high - low) * (1 + gain) + offset)[None]

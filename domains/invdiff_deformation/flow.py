@@ -41,7 +41,8 @@ def sample_at(
 ) -> Float[Tensor, "batch channels *points"]:
     """`image` at voxel positions, by (bi- or tri-)linear interpolation (`mode="nearest"`: the closest voxel).
 
-    One image serves any number of positions. Outside the grid `padding="border"` repeats the edge and `"zeros"` fades to 0 within a voxel.
+    One image serves any number of positions. Outside the grid `padding="border"` repeats the edge and
+    `"zeros"` fades to 0 within a voxel.
     """
     sides = image.shape[2:]
     d, points = len(sides), positions.shape[2:]

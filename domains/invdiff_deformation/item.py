@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -27,7 +27,7 @@ from invdiff_deformation.operators import (
     Transform,
     observed,
 )
-from invdiff_deformation.register import BLURS, FIRST, Residual, blurred, coarse_to_fine, residual_of
+from invdiff_deformation.register import COARSE, FIRST, Residual, blurred, coarse_to_fine, residual_of
 
 SIMILARITIES = ("mse", "lncc", "mi")
 Piece = tuple[Term, Noise, Tensor]
@@ -166,9 +166,14 @@ class Item:
         found: np.ndarray = torch.einsum("ij,bjn->bni", turn, flow.sample_at(u, where)).numpy()
         return found
 
-    def measurement(self, blur: float, sigma: float, beta: float) -> Measurement:
-        """Operator, noise and data."""
-        pieces = self.pieces(blur, sigma, beta)
+    @property
+    def blur(self) -> float:
+        """Std in voxels of what both images are seen through."""
+        return float(self.options["blur"])
+
+    def measurement(self, sigma: float, beta: float, blur: float | None = None) -> Measurement:
+        """Operator, noise and data; at a coarser blur than the one that counts where asked."""
+        pieces = self.pieces(self.blur if blur is None else blur, sigma, beta)
         operator = observed(self.transform, [term for term, _, _ in pieces])
         y = torch.cat([data for _, _, data in pieces])
         if len(pieces) == 1:
@@ -176,21 +181,18 @@ class Item:
         return Measurement(operator, Joined([(noise, len(data)) for _, noise, data in pieces]), y)
 
     def mode(
-        self,
-        sigma: float,
-        beta: float,
-        start: Float[Tensor, "*event"] | None = None,
-        blurs: Sequence[float] = BLURS,
+        self, sigma: float, beta: float, start: Float[Tensor, "*event"] | None = None
     ) -> Float[Tensor, "*event"]:
-        """The registration by the posterior's mode, in the coordinates of `prior`."""
-        return coarse_to_fine(self.prior, [self.measurement(blur, sigma, beta) for blur in blurs], start)
+        """The registration by the posterior's mode: from coarse to fine, or from a start."""
+        blurs = [] if start is not None else [blur for blur in COARSE if blur > self.blur]
+        steps = [self.measurement(sigma, beta, blur) for blur in blurs]
+        return coarse_to_fine(self.prior, [*steps, self.measurement(sigma, beta)], start)
 
     def residual(self, state: Float[Tensor, "*event"]) -> Residual:
-        """Of the images after the deformation of a state."""
-        fixed, _ = self.scaled
-        u = self.transform.displacement(state[None])
-        warped = Images.warped(self.images(0.0), u)[0].numpy()
-        return residual_of(warped - fixed, self.inside)
+        """Of the images, as they are seen, after the deformation of a state."""
+        images = self.images(self.blur)
+        difference = images.warped(self.transform.displacement(state[None]))[0] - images.fixed
+        return residual_of(difference.numpy(), self.inside)
 
 
 def begun(item: Item) -> tuple[Item, Measurement, Tensor | None]:
@@ -208,12 +210,11 @@ def begun(item: Item) -> tuple[Item, Measurement, Tensor | None]:
     given_sigma, given_beta = options["sigma"], options["beta"]
     imaged = item.moving is not None and options["name"] == "register"
     if not imaged:
-        measurement = item.measurement(0.0, 1.0, 1.0)
-        return item, measurement, None if measurement.operator.linear else item.mode(1.0, 1.0, blurs=(0.0,))
+        measurement = item.measurement(1.0, 1.0)
+        return item, measurement, None if measurement.operator.linear else item.mode(1.0, 1.0)
     sigma, beta = float(given_sigma or FIRST[0]), float(given_beta or FIRST[1])
-    state = None
+    state = item.mode(sigma, beta)
     if given_sigma is None or given_beta is None:
-        state = item.mode(sigma, beta)
         left = item.residual(state)
         sigma = float(given_sigma or max(left.std, 1e-4))
         beta = float(given_beta or 1 / left.area)
@@ -222,7 +223,7 @@ def begun(item: Item) -> tuple[Item, Measurement, Tensor | None]:
             f"std {left.std:.3g} of the fixed image's range (robust {left.robust:.3g}), over {left.area:.3g} "
             "voxels that vary together"
         )
-    state = item.mode(sigma, beta, state, (1.0, 0.0) if state is not None else BLURS)
+        state = item.mode(sigma, beta, state)
     if options["similarity"] == "mse":
         notes["sigma, beta"] = f"{sigma:.3g}, {beta:.3g}" + (
             "" if beta == 1 else ": a tempered posterior, voxels weigh as independent residuals would"
@@ -230,5 +231,4 @@ def begun(item: Item) -> tuple[Item, Measurement, Tensor | None]:
     else:
         notes["beta"] = f"{beta:.3g}: {options['similarity']} is a profile likelihood, tempered by it"
     item = replace(item, notes=notes)
-    measurement = item.measurement(0.0, sigma, beta)
-    return item, measurement, state
+    return item, item.measurement(sigma, beta), state

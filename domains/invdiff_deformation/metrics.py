@@ -86,14 +86,15 @@ def coverage_of_draws(
     levels: Sequence[float] = (0.5, 0.9, 0.95),
     extra: float = 0.0,
 ) -> dict[str, float]:
-    """Share of numbers inside the central interval of a Gaussian with the draws' mean and std, by level.
+    """Share of numbers inside the central interval of a further draw, by level.
 
-    The std is widened by sqrt(1 + 1 / draws) for the mean's own error, and by `extra` (of the truth) in
-    quadrature.
+    A normal law whose n draws are known has (truth - mean) / (s sqrt(1 + 1 / n)) distributed as Student's t
+    with n - 1 degrees; `extra` (the std of the truth's own error) is added in quadrature.
     """
-    from scipy.stats import norm
+    from scipy.stats import t
 
     count = len(draws)
     spread = np.sqrt(draws.var(axis=0, ddof=1) * (1 + 1 / count) + extra**2)
     z = np.abs(truth - draws.mean(axis=0)) / np.maximum(spread, 1e-12)
-    return {f"within {100 * level:.0f} %": float((z <= norm.ppf(0.5 + level / 2)).mean()) for level in levels}
+    limits = {level: float(t.ppf(0.5 + level / 2, count - 1)) for level in levels}
+    return {f"within {100 * level:.0f} %": float((z <= limit).mean()) for level, limit in limits.items()}

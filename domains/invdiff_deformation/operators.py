@@ -60,13 +60,18 @@ class Transform:
         """u in voxels of the fixed grid."""
         return self.of_velocity(self.coordinates.velocity(z))
 
-    def of_velocity(self, v: Float[Tensor, "batch d *grid"]) -> Float[Tensor, "batch d *grid"]:
-        """u of a velocity in voxels."""
-        return v if self.linear else flow.exponential(v, self.coordinates.squarings)
+    def of_velocity(self, v: Float[Tensor, "batch d *control"]) -> Float[Tensor, "batch d *grid"]:
+        """u of a velocity on the control grid."""
+        u = v if self.linear else flow.exponential(v, self.coordinates.squarings)
+        control = self.coordinates.control
+        if control == 1:
+            return u
+        where = flow.identity(self.grid.shape, u.dtype, u.device) / control
+        return control * flow.sample_at(u, where[None].expand(len(u), *where.shape))
 
     def inverse(self, z: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch d *grid"]:
         """The displacement of phi^-1 where v generates phi."""
-        return flow.exponential(-self.coordinates.velocity(z), self.coordinates.squarings)
+        return self.of_velocity(-self.coordinates.velocity(z))
 
 
 @runtime_checkable

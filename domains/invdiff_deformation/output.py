@@ -32,7 +32,7 @@ def write_volume(path: Path, values: Shaped[np.ndarray, "..."], grid: Grid) -> N
 
     kind = np.int16 if values.dtype.kind in "iub" else np.float32
     data = values.astype(kind)
-    if grid.dimensions == 2:
+    if data.ndim > grid.dimensions and grid.dimensions == 2:
         data = np.expand_dims(data, 2)
     image = nibabel.Nifti1Image(data, grid.affine)
     _finish(image, path)

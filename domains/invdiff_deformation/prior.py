@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -40,6 +40,7 @@ from invdiff_deformation.grid import Grid
 BOUNDARIES = ("reflect", "zero", "slip")
 SPECTRA = ("gaussian", "sobolev")
 OMITTED = {2: 2e-3, 3: 1e-2}
+CONTROL = {2: 1, 3: 2}
 
 
 @runtime_checkable
@@ -48,6 +49,7 @@ class Coordinates(Protocol):
 
     Attributes:
         grid: of the fixed image.
+        control: voxels of it from one value of the velocity to the next.
         event_shape: of a state.
         squarings: K of the exponential, fixed by the prior.
     """
@@ -56,13 +58,25 @@ class Coordinates(Protocol):
     def grid(self) -> Grid: ...
 
     @property
+    def control(self) -> int: ...
+
+    @property
     def event_shape(self) -> tuple[int, ...]: ...
 
     @property
     def squarings(self) -> int: ...
 
-    def velocity(self, z: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch d *grid"]:
-        """v in voxels of the fixed grid; linear in z."""
+    def velocity(self, z: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch d *control"]:
+        """v on the control grid, in its voxels; linear in z."""
+
+
+def coarser(grid: Grid, control: int) -> Grid:
+    """Every `control`-th voxel along each axis, and one more where they do not reach the end."""
+    if control == 1:
+        return grid
+    affine = grid.affine.copy()
+    affine[:3, : grid.dimensions] *= control
+    return Grid(tuple(-(-(n - 1) // control) + 1 for n in grid.shape), affine, grid.known)
 
 
 def cosine_basis(size: int, count: int) -> Float[Tensor, "size count"]:
@@ -93,8 +107,10 @@ class Spectrum:
         kind: `gaussian`, or `sobolev`: s_l = (1 + l^2 Lambda)^-2.
         omitted: share of the variance that the left-out modes may carry; None: 2e-3 in planes, 1e-2 in
             volumes.
-        translation, linear: std of the affine part, in mm and in mm per 100 mm; 0: none.
-        amplitudes: a_l in mm instead of those of `strain`.
+        translation, linear: std of the affine part, in mm and in mm per 100 mm; 0: none. amplitudes: a_l in
+        mm instead of those of `strain`. control: the velocity lives on every so-many-th voxel of each axis,
+        and phi is interpolated from there;
+            None: 1 in planes, 2 in volumes.
     """
 
     lengths: tuple[float, ...] = (4.0, 8.0, 16.0, 32.0)
@@ -106,6 +122,7 @@ class Spectrum:
     translation: float = 0.0
     linear: float = 0.0
     amplitudes: tuple[float, ...] | None = None
+    control: int | None = None
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) <= 0:
@@ -119,6 +136,8 @@ class Spectrum:
             )
         if self.omitted is not None and not 0 < self.omitted < 1:
             raise InputError(f"prior.omitted is {self.omitted}; expected a share between 0 and 1")
+        if self.control is not None and self.control < 1:
+            raise InputError(f"prior.control is {self.control}; expected a whole number from 1 on")
         if min(self.translation, self.linear) < 0:
             raise InputError("the affine part needs standard deviations that are not negative")
         if self.amplitudes is not None and (
@@ -154,7 +173,11 @@ class Modes:
     """Coordinates z of a spectrum on a grid: whitened modes, then the affine part."""
 
     def __init__(self, spectrum: Spectrum, grid: Grid) -> None:
-        self._grid, self.spectrum = grid, spectrum
+        self.control = CONTROL[grid.dimensions] if spectrum.control is None else spectrum.control
+        if spectrum.voxels:
+            spectrum = replace(spectrum, lengths=spectrum.lengths_mm(grid), voxels=False)
+        self.fixed, self.spectrum = grid, spectrum
+        self._grid = grid = coarser(grid, self.control)
         d, spacing = grid.dimensions, grid.spacing
         axes = [2 - 2 * torch.cos(math.pi * torch.arange(n, dtype=torch.float64) / n) for n in grid.shape]
         if spectrum.boundary != "reflect":
@@ -185,7 +208,7 @@ class Modes:
 
     @property
     def grid(self) -> Grid:
-        return self._grid
+        return self.fixed
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -213,8 +236,8 @@ class Modes:
             self._bases[key] = make(self._grid.shape[axis], self.box[axis]).to(like)
         return self._bases[key]
 
-    def velocity(self, z: Float[Tensor, "batch event"]) -> Float[Tensor, "batch d *grid"]:
-        """v = B z in voxels of the grid."""
+    def velocity(self, z: Float[Tensor, "batch event"]) -> Float[Tensor, "batch d *control"]:
+        """v = B z in voxels of the control grid."""
         grid, d = self._grid, self._grid.dimensions
         modes = z[:, : d * self.count].reshape(len(z), d, self.count) * self.std.to(z)
         box = z.new_zeros((len(z), d, math.prod(self.box)))

@@ -3,6 +3,12 @@
     z* = argmin Phi_b(z) + |z|^2 / 2      for blurs b = 4, 2, 1, 0 voxels in turn, each from where the last
     ended
 
+Both images are seen through the last blur b (a voxel by default). The noise of the moving image is
+interpolated with it: between voxels it is averaged and smaller, so that at b = 0 the likelihood prefers
+positions between voxels to true ones. On a phantom with noise in both images the truth lay 228 nats below
+the mode at b = 0 and 124 at b = 1, where half the number of coordinates, 103, is what a calibrated
+posterior has.
+
 This is stationary-velocity registration with the prior as its regulariser (Ashburner 2007; Vercauteren et
 al. 2009): the domain's classical row, the start of the Laplace reference, and what sigma and beta are
 estimated from.
@@ -21,8 +27,9 @@ from torch import Tensor
 
 from invdiff import GaussianPrior, Measurement, posterior_mode
 
-BLURS = (4.0, 2.0, 1.0, 0.0)
+COARSE = (4.0, 2.0)
 ITERATIONS = 15
+LAST = 60  # iterations at the blur that counts
 FIRST = (
     0.1,
     1.0,
@@ -39,11 +46,13 @@ def coarse_to_fine(
     prior: GaussianPrior,
     measurements: Sequence[Measurement],
     start: Float[Tensor, "*event"] | None = None,
-    iterations: int = ITERATIONS,
 ) -> Float[Tensor, "*event"]:
     """z* through measurements of decreasing blur."""
     shape = tuple(prior.mean.shape)
-    return posterior_mode(prior, measurements, shape, start=start, iterations=iterations)
+    *first, last = measurements
+    if first:
+        start = posterior_mode(prior, first, shape, start=start, iterations=ITERATIONS)
+    return posterior_mode(prior, [last], shape, start=start, iterations=LAST)
 
 
 @dataclass(frozen=True)

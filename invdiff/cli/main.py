@@ -85,13 +85,16 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
         yield report
 
 
+PATHS = ("input.path", "domain.moving", "run.out")  # quoted, since they may hold anything
+
+
 def _gather(overrides: list[str] | None, **flags: object) -> list[str]:
     given = list(overrides or [])
     for key, value in flags.items():
         if value is None:
             continue
         path = key.replace("__", ".")
-        shown = json.dumps(str(value)) if path in ("input.path", "run.out") else str(value)
+        shown = json.dumps(str(value)) if path in PATHS else str(value)
         entry = f"{path}={shown}"
         for other in given:
             name, _, old = other.partition("=")
@@ -120,6 +123,9 @@ def solve(
     prior: Annotated[str | None, typer.Option(help="Prior, such as brain_mr.")] = None,
     sampler: Annotated[str | None, typer.Option(help="Sampler, such as split_langevin or dds.")] = None,
     input: Annotated[Path | None, typer.Option(help="Your data; the bundled example without it.")] = None,
+    moving: Annotated[
+        Path | None, typer.Option(help="Of a registration: the image that is deformed onto --input.")
+    ] = None,
     samples: Annotated[int | None, typer.Option(help="Posterior samples to draw.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed: the same seed gives the same bytes.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
@@ -140,6 +146,7 @@ def solve(
             prior=prior,
             sampler=sampler,
             input__path=input,
+            domain__moving=moving,
             samples=samples,
             seed=seed,
             run__device=device,
@@ -224,7 +231,12 @@ def sample(
     steps: Annotated[int, typer.Option(help="Network calls a sample.")] = 64,
     sigma_max: Annotated[float, typer.Option(help="First noise level.")] = 40.0,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
-    out: Annotated[Path, typer.Option(help="Files OUT.npy and OUT.png.")] = Path("samples"),
+    input: Annotated[
+        Path | None, typer.Option(help="Of a generator: the image that it makes variants of.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Files OUT.npy and OUT.png; of a generator a folder.")] = Path(
+        "samples"
+    ),
 ) -> None:
     """Draw from a prior alone: what does it believe before any data?"""
     with _one_sentence():
@@ -234,7 +246,7 @@ def sample(
         if not parts or len(parts) != len(shape.split(",")):
             raise InputError(f"--shape is {shape!r}; expected numbers such as 1,128,128")
         given = _gather(overrides, prior=prior)
-        written = write_prior_samples(given, parts, samples, steps, sigma_max, seed, out)
+        written = write_prior_samples(given, parts, samples, steps, sigma_max, seed, out, input)
         typer.echo(f"wrote {', '.join(str(path) for path in written)}")
 
 

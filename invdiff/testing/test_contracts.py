@@ -22,6 +22,7 @@ NEED_A_FILE = {
     "masked_graph",
     "gdss",
     "graph_edm",
+    "drdm",
 }
 
 

@@ -310,7 +310,7 @@ def test_statistics_of_known_fields():
 def test_generator_refuses_what_it_was_not_trained_for():
     model = generator(small(), shape=(SIDE, SIDE))
     for shape, level, start, message in (
-        ((64, 64), 48, "level", "images of 32 x 32 and this one is 64 x 64"),
+        ((64, 32), 48, "level", "images of 32 x 32 and this one is 64 x 32; crop it"),
         ((8, 8, 8), 48, "level", "images of 2 axes and this one has 3"),
         ((SIDE, SIDE), 80, "level", "levels 1 to 79"),
         ((SIDE, SIDE), 0, "level", "levels 1 to 79"),

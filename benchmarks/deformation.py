@@ -1,0 +1,205 @@
+"""Deformations on real data, beside classical registration.
+
+    python benchmarks/deformation.py lungs DATA [--seeds 1]     landmarks, five folds, exact posterior
+    python benchmarks/deformation.py cardiac DATA [--every 1]   Sunnybrook test pairs: mode, posterior, demons
+    python benchmarks/deformation.py brain DATA                 a pair of volumes: posterior, time, memory
+
+Shorter runs with --every N (every N-th pair).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.interpolate import RBFInterpolator
+from scipy.stats import norm
+
+from invdiff import Measurement, compose, load_plugin, sample
+from invdiff_deformation.baselines import TITLES, all_baselines
+from invdiff_deformation.domain import displacements, label_facts, row_of, std_map
+from invdiff_deformation.evidence import fit
+from invdiff_deformation.formats import Image, Points
+from invdiff_deformation.grid import Grid, between
+from invdiff_deformation.item import Item, begun
+from invdiff_deformation.operators import Displacements, Transform, observed
+from invdiff_deformation.prior import Modes, Spectrum
+
+
+def folds(count: int, parts: int, seed: int) -> list[np.ndarray]:
+    """Held-out numbers of each fold."""
+    return np.array_split(np.random.default_rng(seed).permutation(count), parts)
+
+
+def posterior_at(
+    grid: Grid, spectrum: Spectrum, noise: float, seen: Points, asked: Float[np.ndarray, "n d"]
+) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"]]:
+    """Mean and std of u in mm at other points, by the exact posterior over the modes."""
+    modes = Modes(spectrum, grid)
+    transform = Transform(modes, "displacement")
+    eye = torch.diag(torch.tensor(grid.spacing, dtype=torch.float64))
+
+    def matrix(points: np.ndarray, std: float) -> torch.Tensor:
+        whitening = torch.eye(grid.dimensions, dtype=torch.float64).expand(len(points), -1, -1) / std
+        return observed(transform, [Displacements(torch.from_numpy(points), eye, whitening)]).matrix
+
+    a, b = matrix(seen.fixed, noise), matrix(asked, 1.0)
+    y = torch.from_numpy(seen.vectors / noise).flatten()
+    inner = a @ a.mT + torch.eye(len(y), dtype=torch.float64)
+    mean = b @ (a.mT @ torch.linalg.solve(inner, y))
+    cross = b @ a.mT
+    variance = b.square().sum(1) - (cross * torch.linalg.solve(inner, cross.mT).mT).sum(1)
+    shape = asked.shape
+    return mean.reshape(shape).numpy(), variance.clamp_min(0).sqrt().reshape(shape).numpy()
+
+
+def lungs(data: Path, options: argparse.Namespace) -> None:
+    """Five-fold TRE and coverage of landmarks, the prior's scales by evidence on each training part."""
+    with np.load(data / "deformation/lung_landmarks_3d.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    for suffix in ("", "_corrected"):
+        fixed, moving = (arrays[f"{side}_point_set{suffix}"] for side in ("fixed", "moving"))
+        vectors = moving - fixed
+        spacing = 10.0
+        low = fixed.min(axis=0) - 40
+        shape = tuple(int(n) for n in np.ceil((np.ptp(fixed, axis=0) + 80) / spacing) + 1)
+        affine = np.diag([spacing] * 3 + [1.0])
+        affine[:3, 3] = low
+        grid = Grid(shape, affine)
+        rows: dict[str, list[float]] = {}
+        z: list[float] = []
+        began = time.process_time()
+        for seed in range(options.seeds):
+            for held in folds(len(fixed), 5, seed):
+                kept = np.setdiff1d(np.arange(len(fixed)), held)
+                shift = vectors[kept].mean(axis=0)
+                seen = Points(grid.voxels(fixed[kept])[:, :3], vectors[kept] - shift, np.ones(len(kept)))
+                found = fit(seen, grid, Spectrum(omitted=5e-3))
+                mean, std = posterior_at(
+                    grid, found.spectrum, found.noise, seen, grid.voxels(fixed[held])[:, :3]
+                )
+                truth = vectors[held]
+
+                def tell(name: str, guess: np.ndarray, truth: np.ndarray = truth, rows=rows) -> None:
+                    rows.setdefault(name, []).extend(np.linalg.norm(guess - truth, axis=1))
+
+                tell("identity", np.zeros_like(truth))
+                tell("translation", np.broadcast_to(shift, truth.shape))
+                for name, kernel, degree, smooth in (
+                    ("affine", "linear", 1, 1e9),
+                    ("thin-plate", "thin_plate_spline", 1, 0.0),
+                ):
+                    spline = RBFInterpolator(
+                        fixed[kept], vectors[kept], kernel=kernel, degree=degree, smoothing=smooth
+                    )
+                    tell(name, spline(fixed[held]))
+                tell("Gaussian posterior", mean + shift)
+                z.extend(((mean + shift - truth) / np.sqrt(std**2 + found.noise**2)).ravel())
+        seconds = (time.process_time() - began) / (5 * options.seeds)
+        print(f"\n{len(fixed)} points, {options.seeds} splits into five folds, {seconds:.1f} CPU s a fold")
+        for name, errors in rows.items():
+            print(f"  {name:20s} TRE {np.mean(errors):6.2f} mm   median {np.median(errors):.2f}")
+        size = np.abs(np.asarray(z))
+        cover = [float((size < norm.ppf(0.5 + level / 2)).mean()) for level in (0.5, 0.9, 0.95)]
+        print(
+            f"  coverage at 50, 90, 95 %: {', '.join(f'{c:.3f}' for c in cover)}   std of z {np.std(z):.2f}"
+        )
+
+
+def item_of(
+    fixed: np.ndarray,
+    moving: np.ndarray,
+    grid: Grid,
+    labels: tuple[np.ndarray, np.ndarray] | None = None,
+    overrides: tuple[str, ...] = (),
+) -> tuple[Item, Measurement, torch.Tensor]:
+    """A pair of arrays as the deformation domain makes it of files."""
+    config = compose(["domain=deformation", *overrides])
+    prior = load_plugin("priors", "velocity")(config["prior"])
+    modes = prior.coordinates(grid)
+    item = Item(
+        "pair",
+        Image("fixed", fixed.astype(np.float32), grid),
+        Image("moving", moving.astype(np.float32), grid),
+        Transform(modes),
+        modes.prior,
+        np.ones(grid.shape, dtype=bool),
+        config["operator"],
+        between(grid, grid),
+        labels=labels,
+    )
+    item, measurement, mode = begun(item)
+    assert mode is not None
+    measurement.operator.guess = lambda: mode
+    return item, measurement, mode
+
+
+def cardiac(data: Path, options: argparse.Namespace) -> None:
+    """Every test pair, systole fixed and diastole moving: Dice, folding, boundaries and their coverage."""
+    with np.load(data / "deformation/sunnybrook_ed_es_2d.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    chosen = np.flatnonzero(arrays["split"] == options.split)[:: options.every]
+    grid = Grid((128, 128), np.eye(4))
+    rows: dict[str, list[dict[str, float]]] = {}
+    facts: list[dict[str, float]] = []
+    seconds = []
+    for number in chosen:
+        labels = tuple((arrays[f"{phase}_lv"][number] > 0).astype(np.int64) for phase in ("es", "ed"))
+        began = time.process_time()
+        item, measurement, mode = item_of(
+            arrays["es"][number], arrays["ed"][number], grid, labels, tuple(options.overrides)
+        )
+        tables = {TITLES[k]: v for k, v in all_baselines(item, mode, lambda: None).items()}
+        middle = time.process_time()
+        if not options.mode:
+            shape = item.transform.coordinates.event_shape
+            config = compose(["domain=deformation", *options.overrides])["sampler"]
+            settings = {key: value for key, value in config.items() if key != "name"}
+            drawn = sample(
+                item.prior, measurement, shape, sampler="tempered", samples=16, **{**settings, "keep": 16}
+            )
+            u = displacements(item, drawn)
+            tables["posterior, exp of the mean"] = item.transform.displacement(drawn.mean[None])[0]
+            found = label_facts(item, u)
+            found["chi2"] = float(drawn.chi2.mean())
+            found["std"] = float(std_map(item, u).mean())
+            facts.append({k: v for k, v in found.items() if isinstance(v, float)})
+        seconds.append((middle - began, time.process_time() - middle))
+        for name, u_one in tables.items():
+            rows.setdefault(name, []).append(row_of(item, u_one))
+        print(f"pair {number}: {row_of(item, tables[list(tables)[-1]])['dice']:.3f}", end="\r", flush=True)
+    print(
+        f"\n{len(chosen)} pairs; CPU s each {np.mean(seconds, axis=0).round(1)} (mode with demons, samples)"
+    )
+    for name, found_rows in rows.items():
+        keys = ("dice", "ncc", "folded_%", "folded_strict_%", "min_det")
+        shown = "  ".join(f"{key} {np.mean([row[key] for row in found_rows]):.4f}" for key in keys)
+        tenth = np.quantile([row["dice"] for row in found_rows], 0.1)
+        print(f"  {name:32s} {shown}  10 % quantile {tenth:.3f}")
+    for key in facts[0] if facts else ():
+        values = [one[key] for one in facts if key in one and np.isfinite(one[key])]
+        print(f"  {key:44s} {np.mean(values):.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = {"lungs": lungs, "cardiac": cardiac}
+    parser.add_argument("what", choices=sorted(known))
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--mode", action="store_true", help="the mode alone, no samples")
+    parser.add_argument("overrides", nargs="*", help="configuration, such as operator.blur=0.7")
+    options = parser.parse_args()
+    known[options.what](options.data, options)
+
+
+if __name__ == "__main__":
+    main()
