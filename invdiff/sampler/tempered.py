@@ -44,6 +44,7 @@ from invdiff.sampler.particles import ancestors
 from invdiff.sampler.weighting.target import Target
 
 REFERENCES = ("laplace", "prior")
+WHOLE, CUT = 1024, 64  # dimensions up to which the Hessian is computed whole, and eigenvalues kept beyond
 STAGES = 400  # a pilot that needs more is stuck
 
 
@@ -190,7 +191,7 @@ class Tempered:
         ess: effective share of the pilot's particles from one power to the next.
         accept: acceptance that the step lengths aim at.
         pilot: particles of the pilot run.
-        rank: eigenvalues of the Hessian that the Laplace reference keeps.
+        rank: eigenvalues of the Hessian that the Laplace reference keeps; None: all of up to 1024, else 64.
         chunk: particles that are differentiated together; lower it where memory is short.
         iterations: of L-BFGS to the mode, where the forward model offers no `guess`.
     """
@@ -201,7 +202,7 @@ class Tempered:
     ess: float = 0.6
     accept: float = 0.7
     pilot: int = 32
-    rank: int = 256
+    rank: int | None = None
     iterations: int = 100
     chunk: int = CHUNK
     name: ClassVar[str] = "tempered"
@@ -213,7 +214,10 @@ class Tempered:
     def __post_init__(self) -> None:
         if self.reference not in REFERENCES:
             raise InputError(f"sampler.reference is {self.reference!r}; expected laplace or prior")
-        if min(self.sweeps, self.leapfrogs, self.rank, self.iterations, self.chunk) < 1 or self.pilot < 4:
+        if (
+            min(self.sweeps, self.leapfrogs, self.rank or 1, self.iterations, self.chunk) < 1
+            or self.pilot < 4
+        ):
             raise InputError(
                 "tempered needs sweeps, leapfrogs, rank, iterations and chunk >= 1 and pilot >= 4"
             )
@@ -248,7 +252,8 @@ class Tempered:
             def potential(z: Tensor) -> Tensor:
                 return -measurement.log_likelihood(unwhiten(prior, z))
 
-            reference = curvature_at(potential, mode, self.rank, generator, chunk=self.chunk)
+            rank = (mode.numel() if mode.numel() <= WHOLE else CUT) if self.rank is None else self.rank
+            reference = curvature_at(potential, mode, rank, generator, chunk=self.chunk)
         bridge = Bridge(target, prior, reference, self.chunk)
         powers, lengths = self.piloted(bridge, generator)
         return TemperedModel(bridge, powers, lengths, self.sweeps, self.leapfrogs)
