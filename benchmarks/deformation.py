@@ -1,6 +1,6 @@
 """Deformations on real data, beside classical registration.
 
-    python benchmarks/deformation.py lungs DATA [--seeds 1]     landmarks, five folds, exact posterior
+    python benchmarks/deformation.py lungs DATA [--seeds 1]     landmarks, held out by fifths, exact posterior
     python benchmarks/deformation.py cardiac DATA [--every 1]   Sunnybrook test pairs: mode, posterior, demons
     python benchmarks/deformation.py brain DATA                 a pair of volumes: posterior, time, memory
 
@@ -59,7 +59,7 @@ def posterior_at(
 
 
 def lungs(data: Path, options: argparse.Namespace) -> None:
-    """Five-fold TRE and coverage of landmarks, the prior's scales by evidence on each training part."""
+    """Held-out TRE and coverage of landmarks, the prior's scales by evidence on each training part."""
     with np.load(data / "deformation/lung_landmarks_3d.npz") as file:
         arrays = {name: file[name] for name in file.files}
     for suffix in ("", "_corrected"):
@@ -75,7 +75,7 @@ def lungs(data: Path, options: argparse.Namespace) -> None:
         z: list[float] = []
         began = time.process_time()
         for seed in range(options.seeds):
-            for held in folds(len(fixed), 5, seed):
+            for held in folds(len(fixed), options.folds, seed):
                 kept = np.setdiff1d(np.arange(len(fixed)), held)
                 shift = vectors[kept].mean(axis=0)
                 seen = Points(grid.voxels(fixed[kept])[:, :3], vectors[kept] - shift, np.ones(len(kept)))
@@ -100,8 +100,8 @@ def lungs(data: Path, options: argparse.Namespace) -> None:
                     tell(name, spline(fixed[held]))
                 tell("Gaussian posterior", mean + shift)
                 z.extend(((mean + shift - truth) / np.sqrt(std**2 + found.noise**2)).ravel())
-        seconds = (time.process_time() - began) / (5 * options.seeds)
-        print(f"\n{len(fixed)} points, {options.seeds} splits into five folds, {seconds:.1f} CPU s a fold")
+        seconds = (time.process_time() - began) / (options.folds * options.seeds)
+        print(f"\n{len(fixed)} points, {options.seeds} splits in {options.folds}, {seconds:.1f} CPU s a part")
         for name, errors in rows.items():
             print(f"  {name:20s} TRE {np.mean(errors):6.2f} mm   median {np.median(errors):.2f}")
         size = np.abs(np.asarray(z))
@@ -218,7 +218,7 @@ def brain(data: Path, options: argparse.Namespace) -> None:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"samples: {time.process_time() - began:.0f} CPU s, {time.time() - wall:.0f} s, {memory:.1f} GB")
     print(
-        f"chi2 {float(drawn.chi2.mean()):.3f}, mean std {std_map(item, u).mean():.2f} mm, {label_facts(item, u)}"
+        f"chi2 {float(drawn.chi2.mean()):.3f}, std {std_map(item, u).mean():.2f} mm, {label_facts(item, u)}"
     )
 
 
@@ -237,6 +237,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--split", default="test")
     parser.add_argument("--mode", action="store_true", help="the mode alone, no samples")
     parser.add_argument("overrides", nargs="*", help="configuration, such as operator.blur=0.7")

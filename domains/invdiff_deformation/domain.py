@@ -29,10 +29,12 @@ from invdiff import (
 from invdiff_deformation import flow, formats, metrics, output
 from invdiff_deformation.baselines import TITLES, all_baselines, has_simpleitk, warped_labels
 from invdiff_deformation.drdm_training import CardiacSlices
+from invdiff_deformation.evidence import fit
 from invdiff_deformation.grid import Grid, between
 from invdiff_deformation.item import SIMILARITIES, Item, begun
 from invdiff_deformation.jacobian import folded_strict, jacobian
 from invdiff_deformation.operators import Transform
+from invdiff_deformation.prior import Modes, Spectrum
 
 EXAMPLES = Path(__file__).resolve().parent / "examples"
 EXAMPLE = {
@@ -42,6 +44,7 @@ EXAMPLE = {
     "truth": EXAMPLES / "truth.nii.gz",
 }
 TRANSFORMS = ("exponential", "displacement")
+ENOUGH = 3  # points for each that an affine map needs, from which a prior is fitted to them
 SCALES = 1.5  # ratio of the images' ranges from which `mse` is refused
 TEMPERED = "Similarity of images is no noise model: sigma and beta are choices that temper the posterior."
 
@@ -119,22 +122,18 @@ class DeformationDomain:
                 f"prior {prior.card.name!r} is none of velocities; use prior=velocity, or one that describes "
                 "velocities on the fixed grid"
             )
-        coordinates = make(fixed.grid)
-        transform = Transform(coordinates, str(options["transform"]))
-        inside, seen = _masks(settings, fixed, moving, notes)
-        labels = _labels(settings, fixed, moving, notes)
         other = moving.grid if moving is not None else fixed.grid
         frame, std = str(options["frame"]), float(options["point_std"])
         points = held = truth = None
         if options["points"] is not None:
             points = formats.read_points(Path(options["points"]), fixed.grid, other, frame, std, points_kind)
             notes["points"] = f"{len(points.std)} {points_kind}, std {np.median(points.std):.3g} mm"
-            linear = coordinates.event_shape[0] and getattr(prior.spectrum, "linear", 0)
-            if linear and len(points.std) < fixed.grid.dimensions + 1:
-                raise InputError(
-                    f"{len(points.std)} points do not determine an affine part; give at least "
-                    f"{fixed.grid.dimensions + 1}, or prior.linear=0"
-                )
+        coordinates = make(fixed.grid)
+        if options["evidence"] and points is not None:
+            coordinates, points = _fitted(prior.spectrum, fixed.grid, points, notes)
+        transform = Transform(coordinates, str(options["transform"]))
+        inside, seen = _masks(settings, fixed, moving, notes)
+        labels = _labels(settings, fixed, moving, notes)
         if settings["held_out"] is not None:
             held = formats.read_points(Path(settings["held_out"]), fixed.grid, other, frame, std, points_kind)
         if settings["truth"] is not None:
@@ -423,6 +422,23 @@ def _between(fixed: formats.Image, moving: formats.Image) -> Float[np.ndarray, "
 def _grid_words(grid: Grid) -> str:
     spacing = " x ".join(f"{h:.4g}" for h in grid.spacing)
     return f"{' x '.join(str(n) for n in grid.shape)} voxels" + (f" of {spacing} mm" if grid.known else "")
+
+
+def _fitted(
+    spectrum: Spectrum, grid: Grid, points: formats.Points, notes: dict[str, Any]
+) -> tuple[Modes, formats.Points]:
+    """The prior and the noise of points by their evidence, where there are points enough."""
+    if len(points.std) < ENOUGH * (grid.dimensions + 1):
+        notes["prior"] = f"as set: {len(points.std)} points are too few to fit it to"
+        return Modes(spectrum, grid), points
+    found = fit(points, grid, spectrum)
+    chosen = found.spectrum
+    scales = " and ".join(
+        f"{a:g} mm at {length:g} mm"
+        for a, length in zip(chosen.amplitudes or (), chosen.lengths, strict=True)
+    )
+    notes["prior"] = f"by evidence: {scales}, affine part; noise of a point {found.noise:g} mm"
+    return Modes(chosen, grid), replace(points, std=np.full(len(points.std), found.noise))
 
 
 def _masks(

@@ -16,7 +16,6 @@ free joint histogram, up to constants (which are chosen so that no term exceeds 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -26,12 +25,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from invdiff import LinearOperator, MatrixOperator, Operator
+from invdiff import MatrixOperator, Operator
 from invdiff_deformation import flow
 from invdiff_deformation.grid import Grid
 from invdiff_deformation.prior import Coordinates
-
-CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -97,17 +94,10 @@ class Observed(Operator):
 def observed(transform: Transform, terms: Sequence[Term]) -> Operator:
     """The operator of the terms: a matrix where everything is linear."""
     operator = Observed(transform, terms)
-    if transform.linear and all(isinstance(term, Displacements) for term in terms):
-        return matrix_of(operator)
-    return operator
-
-
-def matrix_of(operator: Operator) -> LinearOperator:
-    """The matrix of a linear operator on flat events, column by column."""
-    assert operator.event_shape is not None
-    eye = torch.eye(math.prod(operator.event_shape), dtype=torch.float64)
-    columns = [operator(part) for part in torch.split(eye, CHUNK)]
-    return MatrixOperator(torch.cat(columns).mT.contiguous())
+    if not transform.linear or not all(isinstance(term, Displacements) for term in terms):
+        return operator
+    rows = [term.rows(transform.coordinates) for term in terms if isinstance(term, Displacements)]
+    return MatrixOperator(torch.cat(rows))
 
 
 class Displacements:
@@ -126,6 +116,11 @@ class Displacements:
         whitening: Float[Tensor, "n d d"],
     ) -> None:
         self.points, self.matrix = points, whitening @ to_mm
+
+    def rows(self, coordinates: Coordinates) -> Float[Tensor, "data event"]:
+        """The prediction as a matrix on states, where u = v."""
+        found = torch.einsum("nij,njz->niz", self.matrix.double(), coordinates.matrix_at(self.points))
+        return found.flatten(0, 1)
 
     def of(self, u: Float[Tensor, "batch d *grid"]) -> Float[Tensor, "batch data"]:
         where = self.points.to(u).mT[None].expand(len(u), -1, -1)

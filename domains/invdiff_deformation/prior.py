@@ -69,6 +69,9 @@ class Coordinates(Protocol):
     def velocity(self, z: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch d *control"]:
         """v on the control grid, in its voxels; linear in z."""
 
+    def matrix_at(self, points: Float[Tensor, "n d"]) -> Float[Tensor, "n d event"]:
+        """v at points of the fixed grid, in its voxels, as a matrix on flat states."""
+
 
 def coarser(grid: Grid, control: int) -> Grid:
     """Every `control`-th voxel along each axis, and one more where they do not reach the end."""
@@ -269,6 +272,47 @@ class Modes:
         where = torch.stack(torch.meshgrid(*axes, indexing="ij"))
         turned = torch.einsum("bij,j...->bi...", matrix, where)
         return turned + offset.reshape(len(z), d, *([1] * d))
+
+    def matrix_at(self, points: Float[Tensor, "n d"]) -> Float[Tensor, "n d event"]:
+        """v at points of the fixed grid, in its voxels, as a matrix on states.
+
+        Linear interpolation of a product of functions is the product of their linear interpolations, so no
+        field is made.
+        """
+        grid, d = self._grid, self._grid.dimensions
+        points = points.double()
+        rows = points.new_ones((len(points), self.count))
+        alone = self.spectrum.boundary
+        factors: list[list[Tensor]] = []
+        digits = torch.stack(torch.unravel_index(self.index, self.box))
+        for axis in range(d):
+            place = (points[:, axis] / self.control).clamp(0, grid.shape[axis] - 1)
+            low = place.floor().long().clamp_max(max(grid.shape[axis] - 2, 0))
+            share = (place - low)[:, None]
+            both = []
+            for sine in (False, True):
+                basis = self.basis(axis, sine, points)
+                upper = basis[(low + 1).clamp_max(grid.shape[axis] - 1)]
+                both.append(torch.lerp(basis[low], upper, share)[:, digits[axis]])
+            factors.append(both)
+        found = points.new_zeros((len(points), d, self.event_shape[0]))
+        for c in range(d):
+            values = rows * self.std.to(points) / self.fixed.spacing[c]
+            for axis in range(d):
+                sine = alone == "zero" or (alone == "slip" and axis == c)
+                values = values * factors[axis][int(sine)]
+            found[:, c, c * self.count : (c + 1) * self.count] = values
+        if self.affine:
+            h = points.new_tensor(self.fixed.spacing)
+            centre = (points.new_tensor(grid.shape) - 1) / 2 * self.control
+            inside = points.new_tensor(grid.shape).sub(1).mul(self.control)
+            where = (points.clamp_min(0).minimum(inside) - centre) * h
+            first = d * self.count
+            for c in range(d):
+                found[:, c, first + c] = self.spectrum.translation / h[c]
+                start = first + d + c * d
+                found[:, c, start : start + d] = self.spectrum.linear / 100 * where / h[c]
+        return found
 
     @property
     def prior(self) -> GaussianPrior:

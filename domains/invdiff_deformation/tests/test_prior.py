@@ -85,6 +85,22 @@ def test_the_affine_part_is_affine() -> None:
     assert float(v[1].abs().max()) == 0
 
 
+@pytest.mark.parametrize("boundary", ["reflect", "slip"])
+@pytest.mark.parametrize("control", [1, 2])
+def test_values_at_points_are_the_interpolated_field(boundary: str, control: int) -> None:
+    spectrum = Spectrum(
+        lengths=(6.0,), voxels=False, boundary=boundary, control=control, translation=3.0, linear=5.0
+    )
+    modes = Modes(spectrum, SPACED)
+    points = torch.rand((20, 2), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    points = points * torch.tensor([11.0, 9.0])
+    z = torch.randn((2, *modes.event_shape), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    u = Transform(modes, "displacement").displacement(z)
+    expected = flow.sample_at(u, points.mT[None].expand(2, -1, -1)).mT
+    found = torch.einsum("ncz,bz->bnc", modes.matrix_at(points), z)
+    assert torch.allclose(found, expected, atol=1e-10)
+
+
 def test_a_finer_grid_carries_the_same_field() -> None:
     """Amplitudes are in mm: halving the spacing leaves the law of the field where it was."""
     spectrum = Spectrum(lengths=(8.0,), voxels=False, omitted=1e-6)
