@@ -79,11 +79,14 @@ class View:
         """Lines of the fixed grid as phi moves them, over a picture of the moving image."""
         where = (flow.identity(self.item.grid.shape) + u).numpy()
         vertical, horizontal = self.plane(where[self.vertical]), self.plane(where[self.horizontal])
+        limits = axes.get_xlim(), axes.get_ylim()
         step = max(1, max(vertical.shape) // LINES)
         for k in range(0, vertical.shape[0], step):
             axes.plot(horizontal[k], vertical[k], color=colour, linewidth=0.5)
         for k in range(0, vertical.shape[1], step):
             axes.plot(horizontal[:, k], vertical[:, k], color=colour, linewidth=0.5)
+        axes.set_xlim(*limits[0])
+        axes.set_ylim(*limits[1])
 
     def contours(
         self, axes: Axes, labels: np.ndarray, colour: str | None, width: float, alpha: float = 1.0
