@@ -5,7 +5,6 @@
     python benchmarks/molecule.py fragment DATA [--count 150]    connected fragments of 5 atoms, one draw each
     python benchmarks/molecule.py reward DATA [--count 20]       QED and 13C environments, beside best-of-N
     python benchmarks/molecule.py gdss DATA [--count 500]        the published QM9 checkpoint, and steered
-    python benchmarks/molecule.py gdss_zinc DATA [--count 128]   the published ZINC250k checkpoint
     python benchmarks/molecule.py qed DATA [--count 2]           drug-likeness of larger molecules
     python benchmarks/molecule.py edm DATA [--count 40]          qm9_edm: draws, and formulas by guidance
     python benchmarks/molecule.py graphs DATA [--count 100]      generic graphs: MMD of draws to real ones
@@ -308,27 +307,6 @@ def formulas_of(test: list[str], count: int) -> list[str]:
     return wanted
 
 
-def published_zinc(data: Path, count: int, overrides: list[str]) -> None:
-    """The ZINC250k checkpoint of GDSS by the shipped sampler, and with two calls a level."""
-    prior = load_gdss({"path": data / "checkpoints/gdss/ZINC250k/gdss_zinc250k_v2.pth"})
-    variants = {
-        "shipped (S4)": {},
-        "two calls a level": {"reuse": False, "noise": "exact"},
-        "two calls a level, temperature .8": {"reuse": False, "noise": "exact", "temperature": 0.8},
-    }
-    for title, options in variants.items():
-        asked = counted(prior)
-        model = GraphModel(GraphDiffusion(**options), prior, None, asked)
-        done = feynman_kac.run(model, feynman_kac.Settings(count, threshold=0.0), keyed_stream(0, 5))
-        graphs = graphs_of(model.state(done.particles), prior.features)
-        row = rates(decoded := [decode(g, prior.vocabulary_of_atoms) for g in graphs], [False] * len(graphs))
-        print(
-            f"{title:36s} calls {asked.calls / len(decoded):.0f}  valid {row['valid']:.3f}  "
-            f"valid, connected {row['valid, connected']:.3f}  unique {row['unique']:.3f}",
-            flush=True,
-        )
-
-
 def told(title: str, decoded, calls: int) -> None:
     """One row."""
     values = [PROPERTIES["qed"].value(one.molecule) for one in decoded if one.valid_connected]
@@ -396,7 +374,6 @@ def main() -> None:
         "fragment": (fragments, 150),
         "reward": (rewards, 20),
         "gdss": (published, 500),
-        "gdss_zinc": (published_zinc, 128),
         "graphs": (generic, 100),
         "qed": (drug_likeness, 2),
         "edm": (denoiser, 40),

@@ -70,7 +70,7 @@ class Generator:
         labels = None
         if self.labels is not None:
             found, _ = formats.on_grid(formats.read_labels(Path(self.labels)), image)
-            labels = torch.from_numpy(found)[None, None]
+            labels = torch.from_numpy(found)
         low, high = image.range
         still = torch.from_numpy(((image.values - low) / (high - low)).clip(0, 1).astype(np.float32))
         numbers = range(2 * samples) if self.pairs else range(samples)
@@ -88,16 +88,16 @@ class Generator:
                 self._write(out / f"moving_{number:03d}.nii.gz", copy, image)
                 self._write(out / f"fixed_{number:03d}.nii.gz", fixed, image)
                 if labels is not None:
-                    moved = warped_labels(labels, phi)
-                    output.write_volume(out / f"moving_labels_{number:03d}.nii.gz", moved[0, 0].numpy(), grid)
-                    again = warped_labels(moved, known)
-                    output.write_volume(out / f"fixed_labels_{number:03d}.nii.gz", again[0, 0].numpy(), grid)
+                    moved = warped_labels(labels, phi)[0]
+                    output.write_volume(out / f"moving_labels_{number:03d}.nii.gz", moved.numpy(), grid)
+                    again = warped_labels(moved, known)[0]
+                    output.write_volume(out / f"fixed_labels_{number:03d}.nii.gz", again.numpy(), grid)
                 phi, copy = known, fixed
             else:
                 self._write(out / f"image_{number:03d}.nii.gz", copy, image)
                 if labels is not None:
-                    moved = warped_labels(labels, phi)
-                    output.write_volume(out / f"labels_{number:03d}.nii.gz", moved[0, 0].numpy(), grid)
+                    moved = warped_labels(labels, phi)[0]
+                    output.write_volume(out / f"labels_{number:03d}.nii.gz", moved.numpy(), grid)
             output.write_displacement(out / f"displacement_{number:03d}.nii.gz", phi[0], grid)
             sides = phi.new_tensor(grid.shape).reshape(-1, *([1] * grid.dimensions))
             size = 100 * (phi[0] / sides).norm(dim=0)

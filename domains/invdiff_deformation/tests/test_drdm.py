@@ -399,3 +399,35 @@ def test_file_round_trip_and_refusals(slices, tmp_path):
         load_drdm(path)
     with pytest.raises(InputError, match="no checkpoint"):
         load_drdm(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_copies_and_pairs_are_written(tmp_path, pairs):
+    """Files of a generator; a pair's displacement takes its moving image to its fixed one."""
+    from invdiff_deformation import formats, output
+    from invdiff_deformation.domain import EXAMPLES
+    from invdiff_deformation.generator import Generator
+
+    labels = str(EXAMPLES / "fixed_labels.nii.gz")
+    made = Generator(generator(small(), shape=(SIDE, SIDE)), level=3, labels=labels, pairs=pairs)
+    made.generate(EXAMPLES / "fixed.nii.gz", 2, 0, tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    kinds = ["moving", "fixed", "moving_labels", "fixed_labels"] if pairs else ["image", "labels"]
+    expected = [f"{kind}_{k:03d}.nii.gz" for kind in [*kinds, "displacement"] for k in range(2)]
+    assert names == sorted([*expected, "manifest.csv", "draws.png"])
+    image = formats.read_image(EXAMPLES / "fixed.nii.gz")
+    u = torch.from_numpy(output.read_displacement(tmp_path / "displacement_001.nii.gz", image.grid)).float()
+    source = formats.read_image(tmp_path / "moving_001.nii.gz") if pairs else image
+    target = formats.read_image(tmp_path / ("fixed_001.nii.gz" if pairs else "image_001.nii.gz"))
+    found = warped_image(torch.from_numpy(source.values)[None, None], u[None])[0, 0]
+    error = (found - torch.from_numpy(target.values))[6:-6, 6:-6].abs()
+    assert float(error.median()) < 0.01 * image.range[1]
+
+
+def test_generators_have_no_density(tmp_path):
+    from invdiff_deformation.generator import Generator
+
+    with pytest.raises(InputError, match="no density"):
+        Generator(generator(small(), shape=(SIDE, SIDE))).denoise(torch.zeros(1, 2, 8, 8), 1.0)
+    with pytest.raises(InputError, match="give --input"):
+        Generator(generator(small(), shape=(SIDE, SIDE))).generate(None, 1, 0, tmp_path)
