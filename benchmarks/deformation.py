@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--mode", action="store_true", help="the mode alone, no samples")
     parser.add_argument("overrides", nargs="*", help="configuration, such as operator.blur=0.7")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     known[options.what](options.data, options)
 
 

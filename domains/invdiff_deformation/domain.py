@@ -95,6 +95,12 @@ class DeformationDomain:
             raise InputError(f"operator.padding is {options['padding']!r}; expected border or zeros")
         if not 0 <= float(options["blur"]) <= 10:
             raise InputError(f"operator.blur is {options['blur']}; expected 0 to 10 voxels")
+        if settings["frame"] not in ("LPS", "RAS"):
+            raise InputError(f"domain.frame is {settings['frame']!r}; expected LPS or RAS")
+        contour = float(settings["contour_std"])
+        if contour < 0:
+            raise InputError(f"domain.contour_std is {contour:g}; expected mm, zero or more")
+        options["output_frame"] = settings["frame"]
         notes: dict[str, Any] = {}
         moving = None if settings["moving"] is None else formats.read_image(Path(settings["moving"]))
         if moving is None and options["name"] == "register":
@@ -156,6 +162,7 @@ class DeformationDomain:
             points,
             held,
             truth,
+            contour,
             notes,
         )
 
@@ -213,7 +220,7 @@ class DeformationDomain:
 
     def write(self, problem: Problem, posterior: Posterior, baselines: Estimates, folder: Path) -> None:
         item: Item = problem.context[0]
-        write_item(item, posterior, folder, str(item.options.get("output_frame", "LPS")))
+        write_item(item, posterior, folder, str(item.options["output_frame"]))
 
     def figures(
         self, problem: Problem, posterior: Posterior, baselines: Estimates, folder: Path
@@ -326,7 +333,8 @@ def label_facts(item: Item, u: Float[Tensor, "samples d *grid"]) -> dict[str, An
     if draws:
         both = np.concatenate(draws, axis=1)
         # A surface voxel's centre lies up to a voxel inside the boundary: half of one, give or take.
-        cover = metrics.coverage_of_draws(np.full(both.shape[1], -h / 2), both, extra=h / math.sqrt(12))
+        extra = math.hypot(h / math.sqrt(12), item.contour_std)
+        cover = metrics.coverage_of_draws(np.full(both.shape[1], -h / 2), both, extra=extra)
         facts.update({f"boundaries {name}": round(value, 4) for name, value in cover.items()})
         error = np.abs(both.mean(axis=0) + h / 2)
         facts["boundary error in mm, mean"] = round(float(error.mean()), 4)

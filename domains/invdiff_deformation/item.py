@@ -51,6 +51,7 @@ class Item:
         held_out: points that only judge.
         truth: known displacement in voxels, of phantoms.
         options: of the operator.
+        contour_std: std in mm of where an observer draws a boundary, in the coverage of boundaries.
         notes, warnings: for the report.
     """
 
@@ -67,6 +68,7 @@ class Item:
     points: Points | None = None
     held_out: Points | None = None
     truth: Float[np.ndarray, "d *grid"] | None = None
+    contour_std: float = 0.0
     notes: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -189,10 +191,9 @@ class Item:
         return coarse_to_fine(self.prior, [*steps, self.measurement(sigma, beta)], start)
 
     def residual(self, state: Float[Tensor, "*event"]) -> Residual:
-        """Of the images, as they are seen, after the deformation of a state."""
-        images = self.images(self.blur)
-        difference = images.warped(self.transform.displacement(state[None]))[0] - images.fixed
-        return residual_of(difference.numpy(), self.inside)
+        """What the similarity leaves of the fixed image, as it is seen, after the deformation of a state."""
+        left = self.images(self.blur).left(self.transform.displacement(state[None]))[0]
+        return residual_of(left.numpy(), self.inside)
 
 
 def begun(item: Item) -> tuple[Item, Measurement, Tensor | None]:

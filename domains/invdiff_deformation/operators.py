@@ -157,6 +157,10 @@ class Images:
         image = self.moving.to(u)[None, None]
         return flow.warp(image, u, to_moving=self.to_moving, padding=self.padding)[:, 0]
 
+    def left(self, u: Float[Tensor, "batch d *grid"]) -> Float[Tensor, "batch *grid"]:
+        """What the similarity leaves unexplained of f; here `f - m o phi`."""
+        return self.fixed.to(u) - self.warped(u)
+
     def of(self, u: Float[Tensor, "batch d *grid"]) -> Float[Tensor, "batch data"]:
         moved, fixed = self.warped(u), self.fixed.to(u)
         if self.seen is not None:
@@ -186,6 +190,14 @@ class LocalCorrelation(Images):
         self.window, self.beta = window, beta
         self.small_m = nugget * float(self.moving.double().var())
         self.small_f = nugget * float(self.fixed.double().var())
+
+    def left(self, u: Float[Tensor, "batch d *grid"]) -> Float[Tensor, "batch *grid"]:
+        """f less its linear regression on m o phi in the window of each voxel."""
+        moved, fixed = self.warped(u), self.fixed.to(u)[None]
+        mean_m, mean_f = window_mean(moved, self.window), window_mean(fixed, self.window)
+        variance = (window_mean(moved**2, self.window) - mean_m**2).clamp_min(0) + self.small_m
+        slope = (window_mean(moved * fixed, self.window) - mean_m * mean_f) / variance
+        return fixed - mean_f - slope * (moved - mean_m)
 
     def of(self, u: Float[Tensor, "batch d *grid"]) -> Float[Tensor, "batch data"]:
         moved, fixed = self.warped(u), self.fixed.to(u)[None]
@@ -225,9 +237,22 @@ class MutualInformation(Images):
         law = self.rows.double().mean(dim=0)
         self.entropy = -float((law * law.clamp_min(1e-300).log()).sum())
 
+    def _scaled(self, moved: Tensor) -> Tensor:
+        return ((moved - self.low) / max(self.high - self.low, 1e-12)).clamp(0, 1)
+
+    def left(self, u: Float[Tensor, "batch d *grid"]) -> Float[Tensor, "batch *grid"]:
+        """f less its mean at the grey value of m o phi, in as many bins as the histogram has."""
+        fixed = self.fixed.to(u)
+        rows = []
+        for moved in self._scaled(self.warped(u)):
+            number = (moved * self.bins).long().clamp_max(self.bins - 1)
+            total = torch.zeros(self.bins, dtype=u.dtype).index_add(0, number.flatten(), fixed.flatten())
+            count = torch.bincount(number.flatten(), minlength=self.bins).clamp_min(1)
+            rows.append(fixed - (total / count)[number])
+        return torch.stack(rows)
+
     def of(self, u: Float[Tensor, "batch d *grid"]) -> Float[Tensor, "batch data"]:
-        moved = self.warped(u)[:, self.inside.to(u.device)]
-        scaled = ((moved - self.low) / max(self.high - self.low, 1e-12)).clamp(0, 1)
+        scaled = self._scaled(self.warped(u)[:, self.inside.to(u.device)])
         joint = torch.einsum("nf,bnm->bfm", self.rows.to(u), splines(scaled, self.bins)) / len(self.rows)
         product = joint.sum(dim=1, keepdim=True) * joint.sum(dim=2, keepdim=True)
         ratio = joint.clamp_min(1e-12) / product.clamp_min(1e-12)
