@@ -29,6 +29,7 @@ from invdiff import GaussianPrior, Measurement, posterior_mode
 
 COARSE = (4.0, 2.0)
 ITERATIONS = 15
+SMOOTH = 4.0  # voxels
 LAST = 60  # iterations at the blur that counts
 FIRST = (
     0.1,
@@ -73,11 +74,14 @@ class Residual:
 def residual_of(difference: Float[np.ndarray, "*grid"], inside: Bool[np.ndarray, "*grid"]) -> Residual:
     """Level and correlation of a difference image inside a mask.
 
-    The autocorrelation is averaged over shells of lags and summed until it first falls below .05, which
-    leaves out the long, low tail that a few misfits at a distance give.
+    What is smoother than `SMOOTH` voxels (a brighter organ, a gain that drifts) says nothing of where an edge
+    lies and is taken off before the autocorrelation, which is averaged over shells of lags and summed until it
+    first falls below .05. The level keeps all of it.
     """
     values = difference[inside]
-    centred = np.where(inside, difference - values.mean(), 0.0)
+    share = gaussian_filter(inside.astype(np.float64), SMOOTH)
+    local = difference - gaussian_filter(np.where(inside, difference, 0.0), SMOOTH) / np.maximum(share, 1e-6)
+    centred = np.where(inside, local - local[inside].mean(), 0.0)
     padded, axes = [2 * n for n in centred.shape], list(range(centred.ndim))
     power = np.abs(np.fft.fftn(centred, padded, axes)) ** 2
     pairs = np.fft.ifftn(np.abs(np.fft.fftn(inside.astype(np.float64), padded, axes)) ** 2).real
