@@ -75,7 +75,7 @@ def residual_of(difference: Float[np.ndarray, "*grid"], inside: Bool[np.ndarray,
     """Level and correlation of a difference image inside a mask.
 
     What is smoother than `SMOOTH` voxels (a brighter organ, a gain that drifts) says nothing of where an edge
-    lies and is taken off before the autocorrelation, which is averaged over shells of lags and summed until it
+    local = difference - gaussian_filter(np.where(inside, difference, 0), SMOOTH) / np.maximum(share, 1e-6)
     first falls below .05. The level keeps all of it.
     """
     values = difference[inside]

@@ -138,6 +138,49 @@ def test_pictures_without_affine(tmp_path: Path) -> None:
     assert "mm are voxels" in notes["grid"]
 
 
+def test_volumes_on_other_grids_with_landmarks_beside_the_images(tmp_path: Path) -> None:
+    """Three axes, two affines, points: solved, drawn in three planes, read back by SimpleITK."""
+    sitk = pytest.importorskip("SimpleITK")
+    axes = [np.arange(n) * h for n, h in ((20, 3.0), (18, 3.5), (16, 4.0))]
+    where = np.stack(np.meshgrid(*axes, indexing="ij"))
+    affine = np.diag([-3.0, 3.5, 4.0, 1.0])
+    affine[:3, 3] = (30, -20, 5)
+
+    def ball(shift: float) -> np.ndarray:
+        centre, half = (np.reshape(v, (3, 1, 1, 1)) for v in ((30 + shift, 30, 30), (14, 18, 15)))
+        far = np.linalg.norm((where - centre) / half, axis=0)
+        return 1 / (1 + np.exp(6 * (far - 1))) + 0.3 * np.sin((where[0] - shift) / 6) * np.cos(where[1] / 7)
+
+    moved = affine.copy()
+    moved[:3, 3] += 3.0 * affine[:3, 0]
+    fixed = written(tmp_path / "f.nii.gz", ball(0.0), affine)
+    moving = written(tmp_path / "m.nii.gz", ball(4.0)[3:], moved)
+    points = affine[:3, :3] @ np.array([[10.0, 9, 8], [7, 9, 8], [10, 12, 8]]).T + affine[:3, 3:]
+    rows = [",".join(f"{v:.3f}" for v in (*p, *(p + np.array([-4.0, 0, 0])))) for p in points.T]
+    (tmp_path / "p.csv").write_text("\n".join(["fixed_x,fixed_y,fixed_z,moving_x,moving_y,moving_z", *rows]))
+    code, text = run(
+        "--sampler",
+        "tempered_volume",
+        "--input",
+        fixed,
+        "--moving",
+        moving,
+        f"operator.points={tmp_path / 'p.csv'}",
+        "sampler.rank=8",
+        "--out",
+        str(tmp_path / "run"),
+    )
+    assert code == 0, text
+    item = json.loads((tmp_path / "run/metrics.json").read_text())["f"]
+    assert "related by their affines" in item["notes"]["grids"]
+    best, before = (item["table"][name] for name in ("posterior, exp of the mean", "no registration"))
+    assert best["residual"] < 0.7 * before["residual"]
+    assert best["tre_mm"] < before["tre_mm"]
+    field = sitk.ReadImage(str(tmp_path / "run/items/f/displacement.nii.gz"))
+    assert field.GetSize() == (20, 18, 16) and field.GetNumberOfComponentsPerPixel() == 3
+    assert len(list((tmp_path / "run/figures").glob("*.png"))) == 3
+
+
 def test_landmarks_alone_have_the_exact_posterior(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     grid = formats.read_image(FIXED).grid
