@@ -431,3 +431,17 @@ def test_generators_have_no_density(tmp_path):
         Generator(generator(small(), shape=(SIDE, SIDE))).denoise(torch.zeros(1, 2, 8, 8), 1.0)
     with pytest.raises(InputError, match="give --input"):
         Generator(generator(small(), shape=(SIDE, SIDE))).generate(None, 1, 0, tmp_path)
+
+
+def test_the_bundled_generator_deforms_and_does_not_fold():
+    """The shipped weights on the phantom, which is of no training data: sizes and folding, not anatomy."""
+    from invdiff_deformation import formats
+    from invdiff_deformation.domain import EXAMPLES
+    from invdiff_deformation.drdm import load_drdm
+
+    image = formats.read_image(EXAMPLES / "fixed.nii.gz")
+    low, high = image.range
+    still = torch.from_numpy((image.values - low) / (high - low)).float()
+    found = load_drdm().sample(still, 40, 0, (0, 1)).statistics()
+    assert 1 < found["mean_displacement_%"] < 10
+    assert found["folded_central_%"] < 1
