@@ -77,8 +77,8 @@ def residual_of(difference: Float[np.ndarray, "*grid"], inside: Bool[np.ndarray,
     What is smoother than `SMOOTH` voxels (a brighter organ, a gain that drifts) says nothing of where an edge
     low = gaussian_filter(np.where(inside, difference, 0), smooth) / np.maximum(share, 1e-6)
     local = difference - low
-    first falls below .05. The level keeps all of it. (Of noise that is itself smooth, std s, a part of its area
-    4 pi s^2 goes with it: a third is left at s = 2.)
+    first falls below .05. The level keeps all of it. Of noise that is itself smooth a part of its area goes with
+    it.
     """
     values = difference[inside]
     smooth = SMOOTH[difference.ndim]
