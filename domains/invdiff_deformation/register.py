@@ -74,16 +74,16 @@ class Residual:
 def residual_of(difference: Float[np.ndarray, "*grid"], inside: Bool[np.ndarray, "*grid"]) -> Residual:
     """Level and correlation of a difference image inside a mask.
 
-    What is smoother than `SMOOTH` voxels (a brighter organ, a gain that drifts) says nothing of where an edge
-    low = gaussian_filter(np.where(inside, difference, 0), smooth) / np.maximum(share, 1e-6)
-    local = difference - low
-    first falls below .05. The level keeps all of it. Of noise that is itself smooth a part of its area goes with
-    it.
+    What is smoother than `SMOOTH` voxels (a brighter organ, a gain that drifts) says nothing of where an
+    edge lies and is taken off before the autocorrelation, which is averaged over shells of lags and summed
+    until it first falls below .05. The level keeps all of it. Of noise that is itself smooth a part of the
+    area goes too.
     """
     values = difference[inside]
     smooth = SMOOTH[difference.ndim]
     share = gaussian_filter(inside.astype(np.float64), smooth)
-    local = difference - gaussian_filter(np.where(inside, difference, 0.0), SMOOTH) / np.maximum(share, 1e-6)
+    drift = gaussian_filter(np.where(inside, difference, 0.0), smooth) / np.maximum(share, 1e-6)
+    local = difference - drift
     centred = np.where(inside, local - local[inside].mean(), 0.0)
     padded, axes = [2 * n for n in centred.shape], list(range(centred.ndim))
     power = np.abs(np.fft.fftn(centred, padded, axes)) ** 2
