@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from invdiff import InputError, PriorCard, TrainSettings, keyed_stream, read_prior
 from invdiff.prior.training import Objective, Stage, train
 from invdiff_deformation.drdm import (
-    CARDIAC,
     Drdm,
     Process,
     RandomDeformations,
@@ -434,7 +433,6 @@ def test_generators_have_no_density(tmp_path):
         Generator(generator(small(), shape=(SIDE, SIDE))).generate(None, 1, 0, tmp_path)
 
 
-@pytest.mark.skipif(not CARDIAC.is_file(), reason="the weights are not there: train them")
 def test_the_bundled_generator_deforms_and_does_not_fold():
     """The shipped weights on the phantom, which is of no training data: sizes and folding, not anatomy."""
     from invdiff_deformation import formats
