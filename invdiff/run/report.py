@@ -18,7 +18,7 @@ CLAIMS = {
     "consistent": "Weighted samples that converge to the posterior with more particles.",
     "approximate": "Approximate posterior samples: the spread is meant as uncertainty and is checked "
     "below where a reference is known.",
-    "heuristic": "A heuristic: the samples fit the data, and their spread is not calibrated.",
+    "heuristic": "A heuristic: no law of its samples is known, and their spread is not calibrated.",
     "point": "A point estimator: the spread of its samples is not an uncertainty.",
 }
 
