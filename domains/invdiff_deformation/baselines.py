@@ -1,9 +1,7 @@
-"""What the posterior is compared with: no registration, the mode, and SimpleITK's demons where it is
-installed.
+"""What the posterior is compared with: no registration, the mode, SimpleITK's demons where it is installed.
 
 SimpleITK is run untuned: histogram matching, then symmetric or diffeomorphic demons on three levels (shrink
-    4, 2, 1;
-40, 30, 15 iterations; smoothing 1.5 voxels).
+4, 2, 1; 40, 30, 15 iterations; smoothing 1.5 voxels).
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from invdiff import Estimates, InputError, Tick
-from invdiff_deformation import flow
 from invdiff_deformation.item import Item
 
 TITLES = {
@@ -90,10 +87,3 @@ def demons(
             field = filter_.Execute(f, m, SimpleITK.Resample(field, f))
     vectors = SimpleITK.GetArrayFromImage(field)  # [z, y, x, (x, y, z)]: array order, vectors reversed
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(vectors[..., ::-1], -1, 0), dtype=np.float32))
-
-
-def warped_labels(item: Item, u: Float[Tensor, "d *grid"]) -> np.ndarray:
-    """The moving label map under a displacement, by the nearest voxel."""
-    assert item.labels is not None
-    labels = torch.from_numpy(item.labels[1].astype(np.float32))[None, None]
-    return flow.warp(labels, u[None], to_moving=item.carried, mode="nearest")[0, 0].numpy().astype(np.int64)

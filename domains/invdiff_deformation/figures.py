@@ -10,13 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from invdiff import Estimates, Figure, Posterior, Problem
+from invdiff import Figure
 from invdiff.imaging import page_of, save
 from invdiff_deformation import flow
-from invdiff_deformation.baselines import warped_labels
-from invdiff_deformation.domain import displacements, std_map
 from invdiff_deformation.item import Item
 from invdiff_deformation.jacobian import jacobian
+from invdiff_deformation.judge import Drawn, warped_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,12 +105,9 @@ def views(item: Item, spread: Float[np.ndarray, "*grid"]) -> list[View]:
     return [View(item, axis, int(centre[axis])) for axis in (2, 1, 0)]
 
 
-def draw_figures(problem: Problem, posterior: Posterior, baselines: Estimates, folder: Path) -> list[Figure]:
+def draw_figures(drawn: Drawn, folder: Path) -> list[Figure]:
     """Images and their difference; grid, Jacobian and spread; boundaries of draws; points."""
-    item: Item = problem.context[0]
-    u = displacements(item, posterior)
-    representative = item.transform.displacement(posterior.mean[None])[0]
-    spread = std_map(item, u)
+    item, u, representative, spread = drawn.item, drawn.u, drawn.representative, drawn.std
     planes = views(item, spread)
     figures = []
 
@@ -121,10 +117,9 @@ def draw_figures(problem: Problem, posterior: Posterior, baselines: Estimates, f
         return made, np.atleast_2d(made.subplots(len(planes), columns, squeeze=False, height_ratios=heights))
 
     if item.moving is not None:
-        fixed, _ = item.scaled
-        show = item.images(0.0)
-        still = show.warped(torch.zeros_like(u[:1]))[0].numpy()
-        warped = show.warped(representative[None])[0].numpy()
+        fixed = item.shown.fixed.numpy()
+        still = item.shown.warped(torch.zeros_like(u[:1]))[0].numpy()
+        warped = item.shown.warped(representative[None])[0].numpy()
         top = max(float(np.percentile(np.abs(still - fixed), 99.5)), 1e-6)
         made, axes = page(5)
         for row, view in zip(axes, planes, strict=True):
@@ -139,11 +134,7 @@ def draw_figures(problem: Problem, posterior: Posterior, baselines: Estimates, f
         figures.append(Figure("Images", path, caption))
 
     made, axes = page(3)
-    below = (
-        item.fixed.values
-        if item.moving is None
-        else item.images(0.0).warped(torch.zeros_like(u[:1]))[0].numpy()
-    )
+    below = item.fixed.values if item.moving is None else still
     low, high = (float(v) for v in np.percentile(below, (0.5, 99.5)))
     growth = np.log(np.clip(jacobian(representative[None])[0].numpy(), 1e-2, None))
     reach = max(float(np.percentile(np.abs(growth), 99.5)), 0.05)
@@ -159,31 +150,29 @@ def draw_figures(problem: Problem, posterior: Posterior, baselines: Estimates, f
 
     if item.labels is not None:
         made, axes = page(2)
-        drawn = [warped_labels(item, one) for one in u[:DRAWS]]
         before = warped_labels(item, torch.zeros_like(u[0]))
-        base = item.scaled[0]
+        base, some = item.shown.fixed.numpy(), drawn.labels[:DRAWS]
         for row, view in zip(axes, planes, strict=True):
             view.show(row[0], base, "labels before", 0, 1)
             view.contours(row[0], item.labels[0], "white", 1.2)
             view.contours(row[0], before, None, 1.0)
-            view.show(row[1], base, f"labels warped by {len(drawn)} draws", 0, 1)
+            view.show(row[1], base, f"labels warped by {len(some)} draws", 0, 1)
             view.contours(row[1], item.labels[0], "white", 1.2)
-            for one in drawn:
+            for one in some:
                 view.contours(row[1], one, None, 0.7, 0.6)
         path = save(made, folder / f"{item.name}_labels.png")  # type: ignore[arg-type]
         caption = (
             "White: boundaries in the fixed image. Colours: those of the moving image, before and after."
         )
         figures.append(Figure("Boundaries", path, caption))
-    judged = item.held_out or item.points
-    if judged is not None:
+    if item.judged is not None:
         figures.append(_points_figure(item, u, folder))
     return figures
 
 
 def _points_figure(item: Item, u: Float[Tensor, "samples d *grid"], folder: Path) -> Figure:
     """Seen against predicted displacement, one panel an axis."""
-    judged = item.held_out or item.points
+    judged = item.judged
     assert judged is not None
     seen = judged.vectors @ item.frame()
     drawn = item.predicted(u, judged)

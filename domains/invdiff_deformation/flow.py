@@ -9,9 +9,8 @@ u is [batch, d, *grid] in voxels of the fixed grid, channel c along array axis c
 field to 0 there. Points are pushed forward by the same phi: a fixed landmark p lies at phi(p) in the moving
 image.
 
-Source: Arsigny et al., MICCAI 2006 (scaling and squaring); accuracy in voxels for |grad v| = .3: 1.4e-2,
-    3.5e-3,
-9e-4, 2e-4 at K = 4, 6, 8, 10.
+Source: Arsigny et al., MICCAI 2006 (scaling and squaring); accuracy in voxels for
+|grad v| = .3: 1.4e-2, 3.5e-3, 9e-4, 2e-4 at K = 4, 6, 8, 10.
 """
 
 from __future__ import annotations
@@ -117,9 +116,3 @@ def squarings_for(std: float) -> int:
     It is fixed by the prior, never by the fields of a batch, which it would couple.
     """
     return min(max(math.ceil(math.log2(max(2 * 5 * std, 1.0))), 4), 12)
-
-
-def moved(u: Float[Tensor, "batch d *grid"], points: Float[Tensor, "n d"]) -> Float[Tensor, "batch n d"]:
-    """`phi(p) = p + u(p)` of points in fixed voxels."""
-    where = points.to(u).mT[None].expand(len(u), -1, -1)
-    return (where + sample_at(u, where)).mT

@@ -1,8 +1,7 @@
 """`invdiff sample --prior drdm --input IMAGE`: deformed copies of an image, or pairs of known deformation.
 
     copies    I_i = I o phi_i,                                  labels by the same phi_i
-    pairs     moving = I o phi_a,   fixed = moving o phi_b,      displacement phi_b: what a registration
-    should find
+    pairs     moving = I o phi_a,   fixed = moving o phi_b,     phi_b is what a registration should find
 
 Draws of a generator without density (see `drdm.py`): for training data, never for a posterior.
 """

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from invdiff import GaussianNoise, GaussianPrior, InputError, Measurement, Noise
+from invdiff import GaussianNoise, GaussianPrior, Measurement, Noise
 from invdiff_deformation import flow
 from invdiff_deformation.formats import Image, Points
 from invdiff_deformation.grid import Grid
-from invdiff_deformation.likelihoods import Joined, Scored, Tempered
+from invdiff_deformation.likelihoods import Joined, Scored, TemperedNoise
 from invdiff_deformation.operators import (
     Displacements,
     Images,
@@ -52,7 +52,8 @@ class Item:
         truth: known displacement in voxels, of phantoms.
         options: of the operator.
         contour_std: std in mm of where an observer draws a boundary, in the coverage of boundaries.
-        notes, warnings: for the report.
+        output_frame: LPS or RAS, of the vectors in displacement files.
+        notes: for the report.
     """
 
     name: str
@@ -69,8 +70,8 @@ class Item:
     held_out: Points | None = None
     truth: Float[np.ndarray, "d *grid"] | None = None
     contour_std: float = 0.0
+    output_frame: str = "LPS"
     notes: dict[str, Any] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
 
     @property
     def grid(self) -> Grid:
@@ -103,6 +104,23 @@ class Item:
             return None
         return torch.from_numpy(self.to_moving)
 
+    @cached_property
+    def shown(self) -> Images:
+        """Both images as they are, for what is judged, drawn and written."""
+        fixed, moving = (torch.from_numpy(part.astype(np.float32)) for part in self.scaled)
+        inside = torch.from_numpy(self.inside)
+        return Images(moving, fixed, inside, self.carried, padding=str(self.options["padding"]))
+
+    @property
+    def imaged(self) -> bool:
+        """Whether the images are compared, and are not only drawn."""
+        return self.moving is not None and self.options["name"] == "register"
+
+    @property
+    def judged(self) -> Points | None:
+        """The points that judge a deformation: held-out ones where there are any."""
+        return self.held_out or self.points
+
     def images(self, blur: float) -> Images:
         """The comparison of both images after a blur, by the similarity asked for."""
         fixed, moving = self.scaled
@@ -125,10 +143,10 @@ class Item:
     def pieces(self, blur: float, sigma: float, beta: float) -> list[Piece]:
         """Everything that was observed: term, noise and data."""
         found: list[Piece] = []
-        if self.moving is not None and self.options["name"] == "register":
+        if self.imaged:
             term = self.images(blur)
             if self.options["similarity"] == "mse":
-                found.append((term, Tempered.of(sigma, beta), term.fixed[term.inside]))
+                found.append((term, TemperedNoise.of(sigma, beta), term.fixed[term.inside]))
             else:
                 size = 1 if self.options["similarity"] == "mi" else int(self.inside.sum())
                 found.append((term, Scored(), torch.zeros(size)))
@@ -200,17 +218,11 @@ def begun(item: Item) -> tuple[Item, Measurement, Tensor | None]:
     """The measurement of an item, its noise estimated where it is not given, and the mode.
 
     sigma is the root mean square residual after a first registration, beta one over its correlation area;
-    both are model choices, not scanner noise, and are printed.
-
-    Raises:
-        InputError: where nothing was observed.
+    both are model choices, not scanner noise, and are printed. Where everything is linear no mode is needed.
     """
     options, notes = item.options, dict(item.notes)
-    if not item.pieces(0.0, 1.0, 1.0):
-        raise InputError("nothing is observed: give a moving image, landmarks, displacements or labels")
     given_sigma, given_beta = options["sigma"], options["beta"]
-    imaged = item.moving is not None and options["name"] == "register"
-    if not imaged:
+    if not item.imaged:
         measurement = item.measurement(1.0, 1.0)
         return item, measurement, None if measurement.operator.linear else item.mode(1.0, 1.0)
     sigma, beta = float(given_sigma or FIRST[0]), float(given_beta or FIRST[1])

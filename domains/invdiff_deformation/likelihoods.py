@@ -1,8 +1,8 @@
 """Noise of image comparisons: tempered residuals, scores, and several of them together.
 
-    Tempered      log p = -beta sum (y - m o phi)^2 / (2 sigma^2) + const      voxels that are not independent
-    Scored        log p = sum_k clean_k                       the forward model gives log-likelihood terms
-    itself Joined        the sum of several, on the parts of one list of data
+    TemperedNoise   log p = -beta sum (y - m o phi)^2 / (2 sigma^2) + const
+    Scored          log p = sum_k clean_k        the forward model gives log-likelihood terms itself
+    Joined          the sum of several, on the parts of one list of data
 
 Residuals of two images are of anatomy and contrast and are correlated; as independent voxels they would give
 an absurdly sharp posterior. beta is one over the number of voxels that vary together, so that beta times the
@@ -23,7 +23,7 @@ from invdiff import GaussianNoise, InputError, Noise
 
 
 @dataclass(frozen=True)
-class Tempered(GaussianNoise):
+class TemperedNoise(GaussianNoise):
     """Gaussian residuals of std `residual`, their log-likelihood times `beta`; sigma = residual / sqrt(beta).
 
     chi2 is that of `residual`: near 1 where the images are explained.
@@ -42,7 +42,7 @@ class Tempered(GaussianNoise):
         return self.sigma * self.beta**0.5
 
     @classmethod
-    def of(cls, residual: float, beta: float) -> Tempered:
+    def of(cls, residual: float, beta: float) -> TemperedNoise:
         """From the residual's std.
 
         Raises:

@@ -49,22 +49,6 @@ def signed_distance(mask: Bool[np.ndarray, "*grid"], spacing: Sequence[float]) -
     return np.where(mask, -inner, outer)
 
 
-def boundary_distances(
-    first: Bool[np.ndarray, "*grid"], second: Bool[np.ndarray, "*grid"], spacing: Sequence[float]
-) -> tuple[float, float]:
-    """Average symmetric surface distance and HD95, in mm; NaN where a region is empty."""
-    if not first.any() or not second.any():
-        return float("nan"), float("nan")
-    a, b = surface(first), surface(second)
-    both = np.concatenate(
-        [
-            distance_transform_edt(~b, sampling=spacing)[a],
-            distance_transform_edt(~a, sampling=spacing)[b],
-        ]
-    )
-    return float(both.mean()), float(np.percentile(both, 95))
-
-
 def field_figures(u: Float[Tensor, "d *grid"], spacing: Sequence[float]) -> dict[str, float]:
     """Folding and size of one displacement in voxels."""
     j = jacobian(u[None])[0]

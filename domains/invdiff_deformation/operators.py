@@ -30,6 +30,8 @@ from invdiff_deformation import flow
 from invdiff_deformation.grid import Grid
 from invdiff_deformation.prior import Coordinates
 
+TRANSFORMS = ("exponential", "displacement")
+
 
 @dataclass(frozen=True)
 class Transform:
@@ -191,21 +193,23 @@ class LocalCorrelation(Images):
         self.small_m = nugget * float(self.moving.double().var())
         self.small_f = nugget * float(self.fixed.double().var())
 
+    def _local(self, moved: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Local means, the local variance of the moved image with its nugget, the covariance."""
+        mean_m, mean_f = window_mean(moved, self.window), window_mean(fixed, self.window)
+        variance = (window_mean(moved**2, self.window) - mean_m**2).clamp_min(0) + self.small_m
+        return mean_m, mean_f, variance, window_mean(moved * fixed, self.window) - mean_m * mean_f
+
     def left(self, u: Float[Tensor, "batch d *grid"]) -> Float[Tensor, "batch *grid"]:
         """f less its linear regression on m o phi in the window of each voxel."""
         moved, fixed = self.warped(u), self.fixed.to(u)[None]
-        mean_m, mean_f = window_mean(moved, self.window), window_mean(fixed, self.window)
-        variance = (window_mean(moved**2, self.window) - mean_m**2).clamp_min(0) + self.small_m
-        slope = (window_mean(moved * fixed, self.window) - mean_m * mean_f) / variance
-        return fixed - mean_f - slope * (moved - mean_m)
+        mean_m, mean_f, variance, cov = self._local(moved, fixed)
+        return fixed - mean_f - cov / variance * (moved - mean_m)
 
     def of(self, u: Float[Tensor, "batch d *grid"]) -> Float[Tensor, "batch data"]:
         moved, fixed = self.warped(u), self.fixed.to(u)[None]
-        mean_m, mean_f = window_mean(moved, self.window), window_mean(fixed, self.window)
-        var_m = (window_mean(moved**2, self.window) - mean_m**2).clamp_min(0)
+        _, mean_f, total_m, cov = self._local(moved, fixed)
         var_f = (window_mean(fixed**2, self.window) - mean_f**2).clamp_min(0)
-        cov = window_mean(moved * fixed, self.window) - mean_m * mean_f
-        total_m, total_f = var_m + self.small_m, var_f + self.small_f
+        total_f = var_f + self.small_f
         square = cov**2 / (total_m * total_f)
         best = var_f / total_f  # of moved = a fixed + b without the moving nugget
         term = -0.5 * self.beta * (torch.log1p(-square) - torch.log1p(-best))

@@ -2,9 +2,8 @@
 
 A displacement field is a NIfTI [X, Y, Z, 1, 3] (planes: [X, Y, 1, 1, 2] where they lie in the x-y plane of
 the world, else 3 components), intent 1007 (vector), in mm, pull-back from the fixed to the moving image, in
-LPS unless
-RAS is asked for: ITK reads the grid to LPS and leaves the vectors as they are, so that they have to be LPS
-    already.
+LPS unless RAS is asked for: ITK reads the grid to LPS and leaves the vectors as they are, so that they have
+to be LPS already.
 """
 
 from __future__ import annotations
@@ -106,8 +105,13 @@ def write_table(path: Path, rows: list[dict[str, object]]) -> None:
     writer = csv.DictWriter(text, list(rows[0]) if rows else [])
     writer.writeheader()
     writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text, whole or not at all."""
     part = path.with_name("." + path.name)
-    part.write_text(text.getvalue())
+    part.write_text(text)
     os.replace(part, path)
 
 

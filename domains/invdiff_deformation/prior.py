@@ -16,8 +16,7 @@ D(z; sigma) = z / (1 + sigma^2), every sampler of the core runs, and every linea
 posterior in closed form.
 
 Source: stationary velocities and scaling and squaring, Arsigny et al. 2006; scales as sums of Gaussian
-    kernels,
-Risser et al., IEEE TMI 2011.
+kernels, Risser et al., IEEE TMI 2011.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.fft import idct, idst
 from torch import Tensor
 
 from invdiff import GaussianPrior, InputError, PriorCard
@@ -84,16 +84,12 @@ def coarser(grid: Grid, control: int) -> Grid:
 
 def cosine_basis(size: int, count: int) -> Float[Tensor, "size count"]:
     """The first orthonormal DCT-II functions on `size` points."""
-    k, i = torch.arange(count, dtype=torch.float64), torch.arange(size, dtype=torch.float64)
-    basis = torch.cos(math.pi / size * (i[:, None] + 0.5) * k) * math.sqrt(2 / size)
-    basis[:, 0] /= math.sqrt(2)
-    return basis
+    return torch.from_numpy(idct(np.eye(size)[:, :count], norm="ortho", axis=0))
 
 
 def sine_basis(size: int, count: int) -> Float[Tensor, "size count"]:
     """The first orthonormal DST-I functions: zero one step outside the grid."""
-    k, i = torch.arange(count, dtype=torch.float64) + 1, torch.arange(size, dtype=torch.float64) + 1
-    return torch.sin(math.pi / (size + 1) * i[:, None] * k) * math.sqrt(2 / (size + 1))
+    return torch.from_numpy(idst(np.eye(size)[:, :count], type=1, norm="ortho", axis=0))
 
 
 @dataclass(frozen=True)

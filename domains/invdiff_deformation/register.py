@@ -1,7 +1,6 @@
 """Registration by the mode of the posterior, from coarse to fine, and the noise that its residual shows.
 
-    z* = argmin Phi_b(z) + |z|^2 / 2      for blurs b = 4, 2, 1, 0 voxels in turn, each from where the last
-    ended
+    z* = argmin Phi_b(z) + |z|^2 / 2      for blurs of 4, 2 and b voxels in turn, each from the last one's end
 
 Both images are seen through the last blur b (a voxel by default). The noise of the moving image is
 interpolated with it: between voxels it is averaged and smaller, so that at b = 0 the likelihood prefers
@@ -31,10 +30,7 @@ COARSE = (4.0, 2.0)
 ITERATIONS = 15
 SMOOTH = {2: 8.0, 3: 4.0}  # voxels, by axes; 8 by the Dice of cardiac training patients
 LAST = 60  # iterations at the blur that counts
-FIRST = (
-    0.1,
-    1.0,
-)  # sigma (of the fixed image's range) and beta of the first pass, before a residual is known
+FIRST = (0.1, 1.0)  # sigma (of the fixed image's range) and beta before a residual is known
 
 
 def blurred(image: Float[np.ndarray, "*grid"], blur: float) -> Float[Tensor, "*grid"]:

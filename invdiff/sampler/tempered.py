@@ -7,21 +7,18 @@ approximation at the mode (z = z* + Sigma^(1/2) w, Psi = Phi + |z|^2 / 2 - |w|^2
 Both bridges end in the posterior, and the normalising constant of the last is p(y). Weights carry the
 particles from one lambda to the next; at each, Hamiltonian moves leave gamma_lambda invariant:
 
-    p ~ N(0, I);   p -= eps lambda grad Psi / 2;   (w, p) turned by the angle eps;   p -= eps lambda grad Psi
-    / 2;  ...
+    p ~ N(0, I);  `leapfrogs` times:  p -= eps lambda grad Psi / 2;  (w, p) turned by eps;  p -= that again
 
 The turn solves the Gaussian part exactly, so a likelihood that says nothing costs nothing. A pilot run
 places the lambdas (each to an effective sample size of `ess`) and sets the step lengths (acceptance
 `accept`); the run itself has them fixed, so that its estimate of p(y) is unbiased.
 
-Law: `consistent`: right for many particles and, with the Laplace reference, whatever the approximation is
-    worth;
-with few particles the modes that the reference does not reach are missing. For linear operators and Gaussian
-noise the Laplace reference is the posterior (where `rank` does not cut it) and the samples are exact.
+Law: `consistent`: right for many particles, whatever the Laplace approximation is worth; with few particles
+the modes that the reference does not reach are missing. For linear operators and Gaussian noise the
+Laplace reference is the posterior (where `rank` does not cut it) and the samples are exact.
 
 Sources: Neal, Statistics and Computing 11, 2001 (annealed weights); Del Moral, Doucet & Jasra, JRSS B 68,
-    2006
-(samplers of a sequence); Shahbaba et al., Statistics and Computing 24, 2014 (split Hamiltonian moves).
+2006 (samplers of a sequence); Shahbaba et al., Statistics and Computing 24, 2014 (split Hamiltonian moves).
 """
 
 from __future__ import annotations
@@ -40,7 +37,7 @@ from invdiff.prior.prior import Prior
 from invdiff.sampler.feynman_kac import choose, gather
 from invdiff.sampler.guidance.guidance import Claim
 from invdiff.sampler.mode import CHUNK, Laplace, curvature_at, gaussian_of, posterior_mode, standard, unwhiten
-from invdiff.sampler.particles import ancestors
+from invdiff.sampler.particles import ancestors, effective_fraction
 from invdiff.sampler.weighting.target import Target
 
 REFERENCES = ("laplace", "prior")
@@ -166,10 +163,7 @@ def next_power(psi: Float[Tensor, "n"], power: float, share: float) -> float:
     """The largest power up to 1 to which the weights keep an effective share of `share`, by bisection."""
 
     def kept(to: float) -> float:
-        logs = -(to - power) * psi
-        logs = logs - logs.max()
-        weights = logs.exp()
-        return float(weights.sum() ** 2 / weights.square().sum() / len(weights))
+        return effective_fraction(-(to - power) * psi)
 
     if kept(1.0) >= share:
         return 1.0

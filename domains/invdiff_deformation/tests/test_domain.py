@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 from invdiff import InputError, compose
 from invdiff.cli.main import app
 from invdiff_deformation import flow, formats, metrics, output
-from invdiff_deformation.domain import EXAMPLES, DeformationDomain
+from invdiff_deformation.domain import DeformationDomain
 from invdiff_deformation.example import make, phantom
 from invdiff_deformation.grid import Grid
+from invdiff_deformation.prepare import EXAMPLES
 
 QUICK = (
     "prior.lengths=[8,16]",
@@ -198,7 +199,7 @@ def test_landmarks_alone_have_the_exact_posterior(tmp_path: Path) -> None:
         ]
     )
     (problem,) = DeformationDomain().problems(config)
-    item, measurement = problem.context[0], problem.measurement
+    item, measurement = problem.context.item, problem.measurement
     assert measurement.operator.linear
     exact = item.prior.posterior(measurement.operator, measurement.y, 1.0)
     u = item.transform.displacement(exact.mean[None])
@@ -208,11 +209,10 @@ def test_landmarks_alone_have_the_exact_posterior(tmp_path: Path) -> None:
     assert float(np.abs(error).max()) < 1.5
 
 
-def refused(text: str, *arguments: str) -> None:
+def refused(*arguments: str) -> str:
+    """The sentence with which a run is refused; empty where it is not."""
     code, said = run(*arguments)
-    assert code == 2, said
-    assert text in " ".join(said.split()), said
-    assert len(said.strip().splitlines()) <= 3
+    return " ".join(said.split()) if code == 2 and len(said.strip().splitlines()) <= 3 else ""
 
 
 def written(path: Path, values: np.ndarray, affine: np.ndarray | None = None) -> str:
@@ -260,6 +260,10 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path: Path) -> None:
         ("sigma", ["operator.sigma=-1"]),
         ("beta", ["operator.beta=3"]),
         ("blur", ["operator.blur=-1"]),
+        ("operator.sigma is 0", ["operator.sigma=0"]),
+        ("an odd number", ["operator.similarity=lncc", "operator.window=8"]),
+        ("bins", ["operator.similarity=mi", "operator.bins=4"]),
+        ("operator.beta is 3", ["operator.similarity=mi", "operator.beta=3"]),
         (
             "come in pairs",
             ["--input", fixed, "--moving", moving, f"domain.labels={EXAMPLES / 'fixed_labels.nii.gz'}"],
@@ -269,9 +273,7 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path: Path) -> None:
         ("needs points", ["operator=landmarks"]),
     ]
     for text, arguments in cases:
-        code, said = run(*arguments)
-        assert code == 2, (text, said)
-        assert text in " ".join(said.split()), (text, said)
+        assert text in (said := refused(*arguments)), (text, said)
 
 
 def test_labels_that_do_not_meet_and_masks_without_a_voxel(tmp_path: Path) -> None:
@@ -279,9 +281,9 @@ def test_labels_that_do_not_meet_and_masks_without_a_voxel(tmp_path: Path) -> No
     other = written(tmp_path / "l.nii.gz", 10 * (labels.get_fdata() > 0), labels.affine)
     half = written(tmp_path / "h.nii.gz", labels.get_fdata() + 0.5, labels.affine)
     empty = written(tmp_path / "m.nii.gz", 0 * labels.get_fdata(), labels.affine)
-    refused("no label above 0 in common", f"domain.moving_labels={other}")
-    refused("no whole numbers", f"domain.moving_labels={half}")
-    refused("mask is empty", f"domain.mask={empty}")
+    assert "no label above 0 in common" in refused(f"domain.moving_labels={other}")
+    assert "no whole numbers" in refused(f"domain.moving_labels={half}")
+    assert "mask is empty" in refused(f"domain.mask={empty}")
 
 
 @pytest.mark.parametrize(
@@ -347,8 +349,6 @@ def test_metrics_of_known_shapes() -> None:
     first, second = np.zeros((20, 20), dtype=int), np.zeros((20, 20), dtype=int)
     first[5:15, 5:15], second[7:17, 5:15] = 1, 1
     assert metrics.dice(first, second)[1] == pytest.approx(0.8)
-    mean, hausdorff = metrics.boundary_distances(first == 1, second == 1, (1.5, 1.0))
-    assert 1.0 < mean < 3.0 and hausdorff == pytest.approx(3.0)
     distance = metrics.signed_distance(first == 1, (1.0, 1.0))
     assert distance[5, 10] == -0.5 and distance[4, 10] == 0.5
     rng = np.random.default_rng(0)

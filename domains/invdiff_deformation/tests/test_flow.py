@@ -133,13 +133,6 @@ def test_second_derivatives_of_an_exponential() -> None:
     assert torch.autograd.gradgradcheck(loss, (v,))
 
 
-def test_points_go_where_the_map_sends_them() -> None:
-    u = torch.zeros(2, 2, 10, 10)
-    u[1, 0], u[1, 1] = 1.5, -0.5
-    points = torch.tensor([[2.0, 3.0], [4.25, 5.5]])
-    assert torch.allclose(flow.moved(u, points)[1], points + torch.tensor([1.5, -0.5]))
-
-
 def affine_of(turn: np.ndarray, spacing: tuple[float, ...], origin: tuple[float, ...]) -> np.ndarray:
     affine = np.eye(4)
     affine[:3, :3] = turn @ np.diag(spacing)

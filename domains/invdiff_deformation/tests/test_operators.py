@@ -10,7 +10,7 @@ from torch import Tensor
 
 from invdiff import GaussianNoise, InputError, Measurement
 from invdiff_deformation.grid import Grid
-from invdiff_deformation.likelihoods import Joined, Scored, Tempered
+from invdiff_deformation.likelihoods import Joined, Scored, TemperedNoise
 from invdiff_deformation.operators import (
     Displacements,
     Images,
@@ -84,7 +84,7 @@ def terms() -> dict[str, tuple[object, object, Tensor]]:
     size = fixed.numel()
     common = (moving, fixed, everywhere())
     return {
-        "mse": (Images(*common), Tempered.of(0.1, 0.5), fixed.flatten()),
+        "mse": (Images(*common), TemperedNoise.of(0.1, 0.5), fixed.flatten()),
         "lncc": (LocalCorrelation(*common, window=5), Scored(), torch.zeros(size)),
         "mi": (MutualInformation(*common, bins=16), Scored(), torch.zeros(1)),
         "labels": (
@@ -182,7 +182,7 @@ def test_several_observations_add_up() -> None:
 
 
 def test_tempering_is_a_power_of_the_likelihood() -> None:
-    plain, tempered = GaussianNoise(0.2), Tempered.of(0.2, 0.25)
+    plain, tempered = GaussianNoise(0.2), TemperedNoise.of(0.2, 0.25)
     clean, y = torch.tensor([[0.1, 0.5], [0.4, 0.2]]), torch.tensor([0.0, 0.3])
     difference = [noise.log_likelihood(clean, y, 2) for noise in (plain, tempered)]
     assert float(difference[1][0] - difference[1][1]) == pytest.approx(
@@ -193,7 +193,7 @@ def test_tempering_is_a_power_of_the_likelihood() -> None:
     )
     for sigma, beta in ((0.0, 1.0), (0.1, 0.0), (0.1, 2.0)):
         with pytest.raises(InputError):
-            Tempered.of(sigma, beta)
+            TemperedNoise.of(sigma, beta)
 
 
 def test_moving_mask_leaves_the_outside_alone() -> None:
@@ -237,7 +237,7 @@ def test_the_mode_finds_a_known_deformation() -> None:
                 transform,
                 [Images(blurred(moving.numpy(), b), blurred(fixed.numpy(), b), everywhere((48, 48)))],
             ),
-            Tempered.of(0.02, 0.3),
+            TemperedNoise.of(0.02, 0.3),
             blurred(fixed.numpy(), b).flatten(),
         )
         for b in (2.0, 0.0)
