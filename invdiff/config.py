@@ -83,6 +83,8 @@ def complete(overrides: Sequence[str]) -> list[str]:
             key.endswith((".smarts", ".smiles", ".reference")) and value[:1] not in ("'", '"')
         ):
             rest.append(f'{key}="{value}"')  # commas and brackets mean something to Hydra unless quoted
+        elif key.startswith("sampler."):
+            rest.append(f"++{override}")  # its file names the usual settings; the method knows them all
         else:
             rest.append(override)
     for group, name in chosen.items():

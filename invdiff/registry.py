@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from invdiff.errors import InputError, unknown_name
 
@@ -94,11 +95,49 @@ def missing_extra(error: ModuleNotFoundError) -> InputError:
 
 
 def construct(kind: type[T], settings: Mapping[str, Any], used: set[str], what: str) -> T:
-    """`kind(**settings)` for a dataclass, refusing keys that it does not have."""
+    """`kind(**settings)` for a dataclass, refusing keys that it does not have and values of another type."""
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     unknown = set(settings) - known - used
     if unknown:
         raise InputError(
             f"{what} does not know {', '.join(sorted(unknown))} (it knows: {', '.join(sorted(known | used))})"
         )
-    return kind(**{key: value for key, value in settings.items() if key in known})
+    types = get_type_hints(kind)
+    given = {key: value for key, value in settings.items() if key in known}
+    for key, value in given.items():
+        if not _fits(value, types[key]):
+            raise InputError(f"{what}: {key} is {value!r}; expected {_words(types[key])}")
+    return kind(**given)
+
+
+def _fits(value: object, wanted: Any) -> bool:
+    """Whether a setting is of a plain type; what is no plain type (a schedule, a model) is not looked at."""
+    if get_origin(wanted) in (Union, UnionType):
+        return any(_fits(value, one) for one in get_args(wanted))
+    if get_origin(wanted) is Literal:
+        return value in get_args(wanted)
+    if wanted is type(None):
+        return value is None
+    if wanted is bool:
+        return isinstance(value, bool)
+    if wanted is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if wanted is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    return not (wanted is str and not isinstance(value, str))
+
+
+def _words(wanted: Any) -> str:
+    """A type as a user would say it."""
+    if get_origin(wanted) in (Union, UnionType):
+        return " or ".join(_words(one) for one in get_args(wanted))
+    if get_origin(wanted) is Literal:
+        return " or ".join(str(one) for one in get_args(wanted))
+    plain = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a word",
+        type(None): "null",
+    }
+    return plain.get(wanted, "something else")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -22,12 +23,14 @@ class Coordinates:
         to, back: the transforms.
         variance: of each coordinate under the prior, for every channel.
         gain: a; 0 where nothing is measured.
+        data: the measured coordinates of y.
     """
 
     to: Transform
     back: Transform
     variance: Float[Tensor, "y x"]
     gain: Float[Tensor, "y x"]
+    data: Transform
 
 
 def frequencies(side: int) -> tuple[Float[Tensor, "side 1"], Float[Tensor, "1 side"]]:
@@ -127,11 +130,7 @@ class DiagonalInModes(LinearOperator):
 
     def coordinates(self, spectrum: Float[Tensor, "y x"]) -> Coordinates:
         """The modes."""
-        return Coordinates(self.modes, self.image, spectrum, self.gain)
-
-    def data_coordinates(self, y: Float[Tensor, "*data"]) -> Float[Tensor, "channels y x"]:
-        """y itself."""
-        return y
+        return Coordinates(self.modes, self.image, spectrum, self.gain, lambda y: y)
 
     def modal_variance(self, spectrum: Float[Tensor, "y x"], noise: float) -> Float[Tensor, "y x"]:
         """Posterior variance of each mode, S noise / (a^2 S + noise)."""
@@ -202,6 +201,9 @@ class SuperResolution(LinearOperator):
             lambda c: hartley(root * reflected(c)),
             torch.ones_like(spectrum),
             self.unfold(-length * strongest),
+            lambda y: hartley(y).repeat(
+                1, self.factor, self.factor
+            ),  # the mode (q, r) at each of its aliases
         )
 
     def strongest(self, loading: Float[Tensor, "a q b r"]) -> Float[Tensor, "a q b r"]:
@@ -210,12 +212,72 @@ class SuperResolution(LinearOperator):
         chosen = torch.zeros_like(flat).scatter(0, flat.argmax(dim=0, keepdim=True), 1.0)
         return chosen.reshape(self.factor, self.factor, *flat.shape[1:]).permute(0, 2, 1, 3)
 
-    def data_coordinates(self, y: Float[Tensor, "1 q r"]) -> Float[Tensor, "1 y x"]:
-        """The mode (q, r) of y at each of its aliases."""
-        return hartley(y).repeat(1, self.factor, self.factor)
-
     def modal_variance(self, spectrum: Float[Tensor, "y x"], noise: float) -> Float[Tensor, "y x"]:
         """Posterior variance of each mode, S - (S h / s)^2 / V with V(q) = sum_j h^2 S / s^2 + noise."""
         cross = self.fold(spectrum * self.gain / self.factor)
         total = (cross * self.fold(self.gain / self.factor)).sum((0, 2), keepdim=True) + noise
         return spectrum - self.unfold(cross**2 / total)
+
+
+class Landmarks(LinearOperator):
+    """A periodic velocity field (two channels) at points between its pixels, by bilinear interpolation.
+
+    Args:
+        points: positions in pixels.
+        side: pixels of a side.
+    """
+
+    def __init__(self, points: Float[Tensor, "points 2"], side: int) -> None:
+        self.event_shape = (2, side, side)
+        low = points.floor()
+        near, share = low.long(), points - low
+        self.rows = torch.zeros(len(points), side, side, dtype=torch.float64)
+        number = torch.arange(len(points))
+        for dy, dx in itertools.product((0, 1), (0, 1)):
+            weight = (share[:, 0] - (1 - dy)).abs() * (share[:, 1] - (1 - dx)).abs()
+            at = (number, (near[:, 0] + dy) % side, (near[:, 1] + dx) % side)
+            self.rows.index_put_(at, weight.double(), accumulate=True)
+
+    def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch 2 points"]:
+        return x.flatten(2) @ self.rows.to(x).flatten(1).mT
+
+    def adjoint(self, y: Float[Tensor, "batch 2 points"]) -> Float[Tensor, "batch *event"]:
+        return (y @ self.rows.to(y).flatten(1)).reshape(len(y), 2, *self.rows.shape[1:])
+
+    def loading(self, spectrum: Float[Tensor, "y x"]) -> Float[Tensor, "points modes"]:
+        """R on white modes."""
+        rows: Tensor = hartley(self.rows) * spectrum.sqrt()
+        return rows.flatten(1)
+
+    def coordinates(self, spectrum: Float[Tensor, "y x"]) -> Coordinates:
+        """c = V^T S^(-1/2) H x, of variance 1, with U^T y = s c, where U s V^T are the rows on white modes.
+
+        What is measured is put where |k| is smallest, so that the radial bands take it first.
+        """
+        left, values, right = torch.linalg.svd(self.loading(spectrum), full_matrices=True)
+        root, shape = spectrum.sqrt(), spectrum.shape
+        place = radius(shape[0]).flatten().argsort(stable=True)
+        seen = place[: len(values)]
+        gain, basis = torch.zeros(len(right), dtype=torch.float64), torch.empty_like(right)
+        gain[seen], basis[place] = values, right
+
+        def data(y: Tensor) -> Tensor:
+            out = y.new_zeros(2, len(right))
+            out[:, seen] = y @ left
+            placed: Tensor = out.unflatten(1, shape)  # type: ignore[no-untyped-call]
+            return placed
+
+        return Coordinates(
+            lambda x: ((hartley(x) / root).flatten(-2) @ basis.mT).reshape(x.shape),
+            lambda c: hartley(root * (c.flatten(-2) @ basis).reshape(c.shape)),
+            torch.ones_like(spectrum),
+            gain.reshape(shape),
+            data,
+        )
+
+    def modal_variance(self, spectrum: Float[Tensor, "y x"], noise: float) -> Float[Tensor, "y x"]:
+        """Posterior variance of each mode, S - diag(S R^T (R S R^T + noise)^-1 R S)."""
+        rows = self.loading(spectrum)
+        total = rows @ rows.mT + noise * torch.eye(len(rows), dtype=torch.float64)
+        explained = (rows * torch.linalg.solve(total, rows)).sum(0).reshape(spectrum.shape)
+        return spectrum * (1 - explained)

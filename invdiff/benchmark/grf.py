@@ -6,6 +6,7 @@
     blur       Gaussian blur of a real field, in the Hartley basis       y = h H x + sigma_y e
     superres   blur, then every s-th pixel: with h even, the s^2 aliases k_j of a low-resolution mode q
                add up,  y(q) = (1/s) sum_j h(k_j) (H x)(k_j) + sigma_y e
+    landmarks  a velocity field (two channels) at points between its pixels, y = R x + sigma_y e
 
 Each has real coordinates c of the field that are independent, N(0, v), and are measured one by one,
 d = a c + sigma_y e, or not at all (a = 0), so that the posterior is independent as well:
@@ -14,7 +15,8 @@ d = a c + sigma_y e, or not at all (a = 0), so that the posterior is independent
     log p(y) = sum over measured coordinates of log N(d; 0, a^2 v + sigma_y^2)
 
 For the first three they are the modes themselves, v = S. For super-resolution they are the aliases of q in
-units of sqrt(S), reflected so that the one combination that is measured is a coordinate (`aliases`).
+units of sqrt(S), reflected so that the one combination that is measured is a coordinate; for landmarks the
+right singular vectors of R on white modes.
 
 Every coordinate of a draw, standardised, is N(0, 1). Draws are judged in eight radial bands of measured and
 of unmeasured coordinates, where a wrong spread has nowhere to hide.
@@ -25,6 +27,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,6 +36,7 @@ from torch import Tensor
 from invdiff.benchmark.fields import (
     Coordinates,
     DiagonalInModes,
+    Landmarks,
     SuperResolution,
     blur_gain,
     column_mask,
@@ -47,7 +51,8 @@ from invdiff.prior.gaussian import GaussianPrior
 
 BANDS = 8
 NOISE = 4.0  # standard errors
-FACTORS = {"mri": 4, "ct": 4, "blur": 1, "superres": 2}
+FieldOperator: TypeAlias = DiagonalInModes | SuperResolution | Landmarks
+FACTORS = {"mri": 4, "ct": 4, "blur": 1, "superres": 2, "landmarks": 1}
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class Grf:
 
     prior: GaussianPrior
     measurement: Measurement
-    operator: DiagonalInModes | SuperResolution
+    operator: FieldOperator
     spectrum: Float[Tensor, "y x"]
     coordinates: Coordinates
     law: Posterior
@@ -182,12 +187,14 @@ def grf(
     """The problem of `seed`.
 
     Args:
-        kind: `mri` (random columns), `ct` (slices at equal angles), `blur` (Gaussian, 1.2 pixels) or
-            `superres` (Gaussian of half a low-resolution pixel, then decimation).
+        kind: `mri` (random columns), `ct` (slices at equal angles), `blur` (Gaussian, 1.2 pixels),
+            `superres` (Gaussian of half a low-resolution pixel, then decimation) or `landmarks` (points
+            drawn at random).
         side: pixels of a side.
         sigma: noise level per real component.
         seed: of mask, truth and noise.
-        factor: acceleration of `mri` (4) and `ct` (4: side / 4 views), decimation of `superres` (2).
+        factor: acceleration of `mri` (4) and `ct` (4: side / 4 views), decimation of `superres` (2); there
+            are side / factor `landmarks` (1).
 
     Raises:
         InputError: for another kind.
@@ -196,7 +203,8 @@ def grf(
         raise InputError(f"grf knows {', '.join(FACTORS)}; found {kind!r}")
     spectrum = power_spectrum(side)
     operator = field_operator(kind, side, factor or FACTORS[kind], seed)
-    zero = torch.zeros((2 if kind == "mri" else 1, side, side), dtype=torch.float64)
+    assert operator.event_shape is not None
+    zero = torch.zeros(operator.event_shape, dtype=torch.float64)
     prior = GaussianPrior.circulant(zero, spectrum)
     g = torch.Generator().manual_seed(seed)
     clean = operator.forward(prior.sample(1, g))
@@ -205,15 +213,18 @@ def grf(
     if isinstance(operator, DiagonalInModes):
         noise = noise * (operator.gain > 0)
     y = (clean + sigma * noise)[0]
-    law = conditioned(coordinates, operator.data_coordinates(y), sigma)
+    law = conditioned(coordinates, coordinates.data(y), sigma)
     measurement = Measurement(operator, GaussianNoise(sigma), y)
     return Grf(prior, measurement, operator, spectrum, coordinates, law)
 
 
-def field_operator(kind: str, side: int, factor: int, seed: int) -> DiagonalInModes | SuperResolution:
+def field_operator(kind: str, side: int, factor: int, seed: int) -> FieldOperator:
     """The forward model of a kind."""
     if kind == "superres":
         return SuperResolution(blur_gain(side, factor / 2), factor)
+    if kind == "landmarks":
+        g = torch.Generator().manual_seed(seed)
+        return Landmarks(side * torch.rand(side // factor, 2, generator=g, dtype=torch.float64), side)
     if kind == "mri":
         return DiagonalInModes(column_mask(side, factor, seed), complex_field=True)
     gain = slice_mask(side, side // factor) if kind == "ct" else blur_gain(side, 1.2)

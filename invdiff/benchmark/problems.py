@@ -20,6 +20,7 @@ from invdiff.measurement.measurement import Measurement
 from invdiff.measurement.noise import GaussianNoise
 from invdiff.measurement.operator import MatrixOperator
 from invdiff.prior.gaussian import GaussianPrior
+from invdiff.prior.masked import TabulatedPrior
 
 SIZES = {8: 1000, 80: 300, 800: 1000}
 
@@ -171,6 +172,34 @@ def toy(name: str, problem: Toy) -> Known:
     )
 
 
+def tokens(seed: int = 0, sites: int = 4, vocabulary: int = 3, draws: int = 4000) -> Known:
+    """A tabulated law of short sequences, neighbours seen through their sum; all states can be enumerated."""
+    g = torch.Generator().manual_seed(seed)
+    prior = TabulatedPrior(torch.rand((vocabulary,) * sites, generator=g) ** 3)
+    pairs = torch.eye(sites, dtype=torch.float64)[:-1] + torch.eye(sites, dtype=torch.float64)[1:]
+    states = prior.states.double()
+    truth = states[torch.multinomial(prior.probabilities, 1, generator=g)[0]]
+    y = pairs @ truth + torch.randn(len(pairs), generator=g, dtype=torch.float64)
+    measurement = Measurement(MatrixOperator(pairs), GaussianNoise(1.0), y)
+    logs = prior.probabilities.log() + measurement.log_likelihood(states)
+    radix = vocabulary ** torch.arange(sites - 1, -1, -1)
+
+    def histogram(x: Tensor) -> Tensor:
+        return torch.bincount(x.round().long() @ radix, minlength=len(states)) / len(x)
+
+    return Known(
+        f"tokens {vocabulary}^{sites} seed {seed}",
+        prior,
+        measurement,
+        (sites,),
+        draws,
+        lambda count, generator: states[torch.multinomial(logs.exp(), count, True, generator=generator)],
+        lambda x, other: 0.5 * float((histogram(x) - histogram(other)).abs().sum()),
+        float(logs.logsumexp(0)),
+        statistics={"chi2": chi2_of(measurement)},
+    )
+
+
 def nonlinear(names: tuple[str, ...] | None = None) -> list[Known]:
     """Nonlinear operators and other noise than Gaussian."""
     from invdiff.benchmark.nonlinear import nonlinear_problems
@@ -207,6 +236,7 @@ QUICK: dict[str, Callable[[], list[Known]]] = {
         field("mri", draws=12),
         field("ct", side=36, draws=16),
         field("superres", side=36, draws=16),
+        field("landmarks", draws=16),
     ],
     "grf2": lambda: [two_fields("ct", side=16, factor=8, draws=64)],
     "gmm25": lambda: [few(mixture(8, 1, 0), 500), few(mixture(8, 4, 1), 500)],
@@ -215,6 +245,7 @@ QUICK: dict[str, Callable[[], list[Known]]] = {
         few(toy("fk1d", fk1d()), 2000),
         few(toy("product", composed((first_factor(), 1.0), (second_factor(), 1.0))), 2000),
     ],
+    "tokens": lambda: [tokens()],
     "nonlinear": lambda: [few(known, 200) for known in nonlinear(("poisson exp",))],
 }
 FULL: dict[str, Callable[[], list[Known]]] = {
@@ -223,11 +254,12 @@ FULL: dict[str, Callable[[], list[Known]]] = {
         for dim, data, sigma, seed in ((2, 1, 0.3, 0), (16, 4, 0.05, 0), (16, 4, 0.05, 1), (64, 8, 0.01, 0))
     ],
     "grf": lambda: [
-        *(field(kind) for kind in ("mri", "ct", "superres", "blur")),
+        *(field(kind) for kind in ("mri", "ct", "superres", "blur", "landmarks")),
         field("mri", 1),
         field("mri", 0, 32, 8),
         field("superres", 0, 32, 4),
         *(field(kind, 0, 64) for kind in ("mri", "ct", "superres")),
+        field("mri", 0, 256, draws=4),
     ],
     "grf2": lambda: [
         *(two_fields("mri", seed, 16) for seed in range(2)),
@@ -245,5 +277,6 @@ FULL: dict[str, Callable[[], list[Known]]] = {
         toy("product", composed((first_factor(), 1.0), (second_factor(), 1.0))),
         toy("guidance", composed((first_factor(), -0.75), (second_factor(), 1.75))),
     ],
+    "tokens": lambda: [*(tokens(seed) for seed in range(3)), tokens(0, 6)],
     "nonlinear": lambda: nonlinear(),
 }

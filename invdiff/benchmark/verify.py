@@ -43,6 +43,7 @@ from invdiff.errors import InputError, unknown_name
 from invdiff.measurement.measurement import Measurement
 from invdiff.prior.compose import Composition
 from invdiff.prior.counted import Counted, counted
+from invdiff.prior.masked import MaskedPrior
 from invdiff.prior.prior import Prior
 from invdiff.registry import plugins
 from invdiff.sampler import feynman_kac
@@ -105,6 +106,9 @@ class ExactDraws:
     needs_linear: ClassVar[bool] = False
     needs_gaussian: ClassVar[bool] = False
 
+    def require(self, prior: Prior) -> None:
+        """Any prior will do."""
+
     def __call__(
         self,
         prior: Prior,
@@ -127,6 +131,11 @@ class Unweighted:
     def steps(self) -> int:
         return self.inner.steps
 
+    @property
+    def state(self) -> Any:
+        """How the model turns particles into events, where it says so."""
+        return getattr(self.inner, "state", None)
+
     def start(self, count: int, generator: torch.Generator) -> tuple[Any, Tensor]:
         particles, logs = self.inner.start(count, generator)
         return particles, torch.zeros_like(logs)
@@ -141,12 +150,16 @@ class WithoutWeights:
     """Control: a particle method with the weights of `Unweighted`; must be found biased."""
 
     method: Any
-    name: str = "(moment_twisted without weights)"
+    name: str
     claim: str = "heuristic"
 
     @property
     def steps(self) -> int:
         return int(self.method.steps)
+
+    @property
+    def wrapped(self) -> Any:
+        return self.method
 
     def model(self, *arguments: Any) -> Unweighted:
         return Unweighted(self.method.model(*arguments))
@@ -175,12 +188,14 @@ def one_filter(sampler: Sampler, draws: int) -> Sampler:
 
 
 def controls(known: Known) -> list[Sampler]:
-    """Exact draws, and on mixtures a filter without weights."""
+    """Exact draws, and on mixtures and tokens a filter without weights."""
     made: list[Sampler] = [ExactDraws(known)]  # type: ignore[list-item]
-    if "mode error" in known.statistics:
-        sampler = make_sampler("moment_twisted", known.prior.card)
+    name = "moment_twisted" if "mode error" in known.statistics else ""
+    name = "first_hitting" if isinstance(known.prior, MaskedPrior) else name
+    if name:
+        sampler = make_sampler(name, known.prior.card)
         assert isinstance(sampler, ParticleSampler)
-        method = WithoutWeights(sampler.method)
+        method = WithoutWeights(sampler.method, f"({name} without weights)")
         control = ParticleSampler(method, sampler.particles, sampler.keep)  # type: ignore[arg-type]
         made.append(one_filter(control, known.draws))
     return made

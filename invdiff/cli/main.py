@@ -345,7 +345,7 @@ def verify(
     problem: Annotated[
         list[str] | None,
         typer.Option(
-            help="lingauss, grf, grf2, gmm25, ksd16, fk, nonlinear, scaling or evidence; repeat for more."
+            help="lingauss, grf, grf2, gmm25, ksd16, fk, tokens, nonlinear, scaling, evidence; repeatable."
         ),
     ] = None,
     full: Annotated[

@@ -71,8 +71,6 @@ def cells(row: Row) -> list[str]:
     """One row as text."""
     noted = row.note and (row.verdict != "exact" or math.isnan(row.distance))
     verdict = f"{row.verdict}: {row.note}" if noted else row.verdict
-    if row.verdict == "not applicable":
-        return [row.problem, row.sampler, row.claim, verdict, "", "", "", "", ""]
     return [
         row.problem,
         row.sampler,
@@ -86,25 +84,46 @@ def cells(row: Row) -> list[str]:
     ]
 
 
+def applicable(rows: list[Row]) -> list[Row]:
+    """The rows of samplers that run on the problem."""
+    return [row for row in rows if row.verdict != "not applicable"]
+
+
+def left_out(rows: list[Row]) -> list[str]:
+    """A line for each reason why a sampler does not run on some problems."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.verdict == "not applicable":
+            reasons.setdefault((row.sampler, row.note), []).append(row.problem)
+    return [f"{name} on {', '.join(problems)}: {note}" for (name, note), problems in reasons.items()]
+
+
 def markdown(rows: list[Row]) -> str:
-    """The table as Markdown."""
+    """The table as Markdown, and below it what does not apply."""
     lines = ["| " + " | ".join(HEADS) + " |", "|" + "---|" * len(HEADS)]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
+    lines += ["| " + " | ".join(cells(row)) + " |" for row in applicable(rows)]
+    if others := left_out(rows):
+        lines += ["", "Not applicable:", "", *(f"- {line}" for line in others)]
     return "\n".join(lines) + "\n"
 
 
 def print_table(rows: list[Row]) -> None:
     """The table on the terminal, a block a problem; the notes, of any length, come last in a line."""
-    form = "  {:34s} {:11s} {:14s} {:>10s} {:>8s} {:>7s} {:>10s}  {}"
-    for problem in dict.fromkeys(row.problem for row in rows):
+    form = "  {:34s} {:11s} {:9s} {:>10s} {:>8s} {:>7s} {:>10s}  {}"
+    for problem in dict.fromkeys(row.problem for row in applicable(rows)):
         print(f"\n{problem}")
         print(form.format("sampler", "claim", "verdict", "dist/floor", "log Z", "ESS", "calls", ""))
-        for row in (row for row in rows if row.problem == problem):
+        for row in (row for row in applicable(rows) if row.problem == problem):
             _, name, claim, _, _, evidence, ess, calls, _ = cells(row)
             ratio = "" if math.isnan(row.distance) else f"{row.distance / row.floor:.2f}"
             calls = calls.replace(" VJP", "v").replace(" ", "")
             note = "" if row.verdict == "exact" and not math.isnan(row.distance) else row.note
             print(form.format(name, claim, row.verdict, ratio, evidence, ess, calls, note).rstrip())
+    names = dict.fromkeys(row.sampler for row in rows if row.verdict == "not applicable")
+    if len(names) == 1:
+        print("\n" + "\n".join(f"not applicable: {line}" for line in left_out(rows)))
+    elif names:
+        print(f"\nnot applicable to some of these problems: {', '.join(names)} (verify.md says why)")
     print()
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
-from typing import Any, TypeVar, get_args
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypeVar, get_args
 
 from invdiff.errors import InputError
 from invdiff.prior.prior import PriorCard
@@ -39,40 +39,39 @@ from invdiff.sampler.weighting.twisted import Twisted
 T = TypeVar("T")
 Builder = Callable[[Mapping[str, Any], PriorCard], Sampler]
 
-# What the loop reads besides the fields of a method.
-LOOP_KEYS = {
-    "name",
-    "steps",
-    "schedule",
-    "sigma_max",
-    "sigma_min",
-    "rho",
-    "levels",
-    "integrator",
-    "eta",
-    "churn",
-    "end",
-}
 ENDS: dict[str, End] = {end: end for end in get_args(End)}
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What a schedule is made of; see `schedule`."""
+
+    schedule: str = "karras"
+    steps: int = 50
+    sigma_max: float = 80.0
+    sigma_min: float = 0.002
+    rho: float = 7.0
+    levels: Any = None
 
 
 def make_schedule(settings: Mapping[str, Any], card: PriorCard) -> schedules.Schedule:
     """The levels of `settings`, within what the prior was trained at; its own where it knows no others."""
-    kind = settings.get("schedule", "karras")
-    steps = int(settings.get("steps", 50))
-    high, low = float(settings.get("sigma_max", 80.0)), float(settings.get("sigma_min", 0.002))
+    given = construct(Levels, settings, set(settings), f"sampler {settings.get('name')!r}")
+    steps, high, low = given.steps, given.sigma_max, given.sigma_min
     # A network without normalisation can return anything beyond the levels it was trained at.
     high = min(high, card.sigma_range[1]) if low < card.sigma_range[1] else high
-    if kind == "karras":
-        levels = schedules.karras(steps, high, low, float(settings.get("rho", 7.0)))
-    elif kind == "loguniform":
+    if given.schedule == "karras":
+        levels = schedules.karras(steps, high, low, given.rho)
+    elif given.schedule == "loguniform":
         levels = schedules.loguniform(steps, high, low)
-    elif kind == "vp_linear":
+    elif given.schedule == "vp_linear":
         levels = schedules.vp_linear(steps)
-    elif kind == "explicit":
-        levels = schedules.explicit(settings.get("levels") or ())
+    elif given.schedule == "explicit":
+        levels = schedules.explicit(given.levels or ())
     else:
-        raise InputError(f"unknown schedule {kind!r} (known: karras, loguniform, vp_linear, explicit)")
+        raise InputError(
+            f"unknown schedule {given.schedule!r} (known: karras, loguniform, vp_linear, explicit)"
+        )
     if card.levels is None:
         return levels
     from invdiff.prior.network import snap
@@ -80,12 +79,23 @@ def make_schedule(settings: Mapping[str, Any], card: PriorCard) -> schedules.Sch
     return snap(levels, card.levels)
 
 
+@dataclass(frozen=True)
+class Steps:
+    """What an integrator is made of: a name, and eta or churn over it."""
+
+    integrator: str = "ddim"
+    eta: float | None = None
+    churn: Literal["exact", "published"] = "exact"
+
+
+# What the loop reads besides the fields of a method.
+LOOP_KEYS = {"name", "end", *(field.name for kind in (Levels, Steps) for field in fields(kind))}
+
+
 def make_integrator(settings: Mapping[str, Any]) -> ExponentialMultistep:
-    """The integrator of `settings`: a name, and eta or churn over it."""
-    eta = settings.get("eta")
-    integrator = named(str(settings.get("integrator", "ddim")), None if eta is None else float(eta))
-    churn = settings.get("churn", "exact")
-    return integrator if churn == "exact" else replace(integrator, churn=churn)
+    """The integrator of `settings`."""
+    given = construct(Steps, settings, set(settings), f"sampler {settings.get('name')!r}")
+    return replace(named(given.integrator, given.eta), churn=given.churn)
 
 
 def guided(kind: type[Any]) -> Builder:
@@ -129,7 +139,10 @@ def filtered(kind: type[Any]) -> Builder:
             {"name", *engine},
             f"sampler {settings.get('name')!r}",
         )
-        return ParticleSampler(method, **{key: settings[key] for key in engine if key in settings})
+        given = {key: settings[key] for key in engine if key in settings}
+        return construct(
+            ParticleSampler, {"method": method, **given}, set(), f"sampler {settings.get('name')!r}"
+        )
 
     return build
 

@@ -8,17 +8,18 @@ are independent. Sample i comes from filter i // keep, whatever else is drawn.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import torch
 
-from invdiff.errors import InputError
+from invdiff.errors import InputError, unknown_name
 from invdiff.measurement.measurement import Measurement
 from invdiff.prior.prior import Prior
 from invdiff.sampler import feynman_kac, path_moves
 from invdiff.sampler.guidance.guidance import Claim
 from invdiff.sampler.keys import ParticleNoise, stream
 from invdiff.sampler.loop import Draws, Progress, Wrapper, require_finite
+from invdiff.sampler.particles import Resampling
 from invdiff.sampler.weighting.target import Target
 
 SHARED, FILTER = 1, 2  # ends of the keys of the streams
@@ -49,7 +50,7 @@ class ParticleSampler(Wrapper):
     keep: samples that each filter returns.
     threshold, resampling: see `feynman_kac.Settings`.
     resample_from, resample_to: shares of the moves between which resampling is allowed.
-    moves, moves_window, moves_step: see `path_moves.Settings`.
+    moves, moves_window, moves_step, moves_proposal: see `path_moves.Settings`.
     ready: the model of a prepared problem.
     """
 
@@ -63,6 +64,7 @@ class ParticleSampler(Wrapper):
     moves: int = 0
     moves_window: int = 4
     moves_step: float = 0.4
+    moves_proposal: str = "pcn"
     ready: feynman_kac.Model[Any] | None = None
 
     def __post_init__(self) -> None:
@@ -73,6 +75,21 @@ class ParticleSampler(Wrapper):
             )
         if not 0 <= self.resample_from < self.resample_to <= 1:
             raise InputError("a particle sampler needs 0 <= resample_from < resample_to <= 1")
+        if self.resampling not in get_args(Resampling):
+            raise unknown_name("resampling scheme", self.resampling, get_args(Resampling))
+        if self.path_moves().proposal == "mala" and not getattr(self.method, "differentiable", False):
+            raise InputError(
+                f"the weights of sampler {self.name!r} have no derivative in the noise of its steps; set "
+                "sampler.moves_proposal=pcn"
+            )
+
+    def path_moves(self) -> path_moves.Settings:
+        """Of the moves after resampling.
+
+        Raises:
+            InputError: for numbers out of range or an unknown proposal.
+        """
+        return path_moves.Settings(self.moves, self.moves_window, self.moves_step, self.moves_proposal)
 
     @property
     def name(self) -> str:
@@ -85,6 +102,10 @@ class ParticleSampler(Wrapper):
     @property
     def wrapped(self) -> Method:
         return self.method
+
+    @property
+    def needs_gradient(self) -> bool:
+        return super().needs_gradient or (self.moves > 0 and self.moves_proposal == "mala")
 
     @property
     def reach(self) -> float:
@@ -116,7 +137,7 @@ class ParticleSampler(Wrapper):
         target = Target(prior, measurement, shape, device, dtype)
         model = self.method.model(target, stream(0, SHARED))
         if self.moves:
-            options = path_moves.Settings(self.moves, self.moves_window, self.moves_step)
+            options = path_moves.Settings(self.moves, self.moves_window, self.moves_step, self.moves_proposal)
             model = path_moves.with_moves(model, options, self.name)
         return replace(self, ready=model)
 

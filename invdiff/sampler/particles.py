@@ -15,7 +15,7 @@ W the normalised weights: every particle has N W_i children on average.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -75,9 +75,7 @@ def ancestors(
         extra = torch.multinomial(left, rest, replacement=True, generator=generator)
         return torch.cat([chosen, extra])
     if scheme not in ("systematic", "stratified"):
-        raise unknown_name(
-            "resampling scheme", scheme, ("systematic", "stratified", "residual", "multinomial")
-        )
+        raise unknown_name("resampling scheme", scheme, get_args(Resampling))
     draws = 1 if scheme == "systematic" else count
     uniform = torch.rand(draws, generator=generator, dtype=torch.float64)
     points = (torch.arange(count, dtype=torch.float64) + uniform) / count

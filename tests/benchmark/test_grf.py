@@ -15,7 +15,16 @@ from invdiff.errors import InputError
 from invdiff.measurement.contract import check_operator
 from tests.benchmark.controls import Altered, PriorDraws
 
-KINDS = [("mri", 4), ("mri", 2), ("ct", 4), ("ct", 2), ("blur", 1), ("superres", 2), ("superres", 4)]
+KINDS = [
+    ("mri", 4),
+    ("mri", 2),
+    ("ct", 4),
+    ("ct", 2),
+    ("blur", 1),
+    ("superres", 2),
+    ("superres", 4),
+    ("landmarks", 1),
+]
 
 
 def unmeasured(problem):

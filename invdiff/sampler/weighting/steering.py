@@ -61,6 +61,7 @@ class Steering:
     needs_linear: ClassVar[bool] = False
     needs_gaussian: ClassVar[bool] = False
     needs_gradient: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = True  # from the noise of the steps to the weights
     claim: ClassVar[Claim] = "consistent"
 
     def __post_init__(self) -> None:
@@ -98,7 +99,7 @@ class SteeringModel:
         return len(self.levels)
 
     def reward(self, x0: Float[Tensor, "n *event"]) -> Float[Tensor, "n"]:
-        with torch.no_grad():
+        with torch.set_grad_enabled(x0.requires_grad):
             return self.settings.scale * self.target.measurement.log_likelihood(x0).double()
 
     def start(self, count: int, generator: torch.Generator) -> tuple[Particles, Float[Tensor, "n"]]:

@@ -42,12 +42,12 @@ class Target:
         return first_particles(self.prior, sigma, self.shape, count, generator, self.device, self.dtype)
 
     def denoise(self, x: Float[Tensor, "n *event"], sigma: float) -> Float[Tensor, "n *event"]:
-        """D(x; sigma) without gradient.
+        """D(x; sigma), with a graph only where x asks for one.
 
         Raises:
             FloatingPointError: where it is not finite, naming the level.
         """
-        with torch.no_grad():
+        with torch.set_grad_enabled(x.requires_grad):
             denoised = self.prior.denoise(x, sigma)
         if not bool(torch.isfinite(denoised).all()):
             raise FloatingPointError(f"the prior returned values that are not finite at sigma = {sigma:.4g}")
