@@ -264,8 +264,7 @@ class Landmarks(LinearOperator):
         def data(y: Tensor) -> Tensor:
             out = y.new_zeros(2, len(right))
             out[:, seen] = y @ left
-            placed: Tensor = out.unflatten(1, shape)  # type: ignore[no-untyped-call]
-            return placed
+            return out.reshape(2, *shape)
 
         return Coordinates(
             lambda x: ((hartley(x) / root).flatten(-2) @ basis.mT).reshape(x.shape),
@@ -279,5 +278,6 @@ class Landmarks(LinearOperator):
         """Posterior variance of each mode, S - diag(S R^T (R S R^T + noise)^-1 R S)."""
         rows = self.loading(spectrum)
         total = rows @ rows.mT + noise * torch.eye(len(rows), dtype=torch.float64)
-        explained = (rows * torch.linalg.solve(total, rows)).sum(0).reshape(spectrum.shape)
-        return spectrum * (1 - explained)
+        explained: Tensor = (rows * torch.linalg.solve(total, rows)).sum(0)
+        left: Tensor = spectrum * (1 - explained.reshape(spectrum.shape))
+        return left
