@@ -98,11 +98,15 @@ def complete(overrides: Sequence[str]) -> list[str]:
     domain = _peek("domain", chosen["domain"])
     defaults = dict(domain.get("chooses", {}))
     operator = chosen.get("operator", defaults.get("operator"))
+    asked: dict[str, Any] = {}
     if operator is not None and operator in choices("operator"):
-        defaults |= dict(_peek("operator", str(operator)).get("chooses", {}))
+        asked = dict(_peek("operator", str(operator)).get("chooses", {}))
+    defaults |= asked
     prior = chosen.get("prior", defaults.get("prior"))
     if prior is not None and prior in choices("prior"):
         defaults |= dict(_peek("prior", str(prior)).get("chooses", {}))
+    if "prior" in asked and "prior" not in chosen:
+        defaults |= asked  # an operator that brings its prior knows which sampler suits both
     first = [f"{key}={value}" for key, value in dict(domain.get("sets", {})).items()]
     for group, name in defaults.items():
         chosen.setdefault(str(group), str(name))

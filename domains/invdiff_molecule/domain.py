@@ -76,7 +76,8 @@ class MoleculeDomain:
     def _problem(name: str, asked: dict[str, Any], prior: GraphPrior, config: Config) -> Problem:
         wanted = config["domain"]["heavy_atoms"]
         if wanted is not None:
-            if asked.get("size") not in (None, int(wanted)):
+            fixed = asked.get("size") if config["operator"].get("heavy_atoms") is None else None
+            if fixed not in (None, int(wanted)):
                 raise InputError(f"domain.heavy_atoms is {wanted} and {asked['words']} has {asked['size']}")
             asked["size"] = int(wanted)
         vocabulary = prior.vocabulary_of_atoms

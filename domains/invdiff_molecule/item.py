@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ from invdiff_molecule.formula import Formula, OneMolecule
 from invdiff_molecule.metrics import References
 from invdiff_molecule.objective import Experts, Term, Values, consistent, term_of, value_of
 from invdiff_molecule.properties import containing
+from invdiff_molecule.regressor import Predicted, load_regressor
 from invdiff_molecule.state import graphs_of
 
 TEMPERING = 0.05  # sigma_y of integers
+BUNDLED_REGRESSOR = Path(__file__).resolve().parent / "weights" / "qm9_properties.safetensors"
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,8 @@ def question(
                 "{name: qed, direction: maximise}]"
             )
         return _terms(terms, vocabulary, most, truth)
+    if kind == "learned":
+        return _learned(settings, vocabulary, most, truth)
     raise InputError(f"the molecule domain has no operator {kind!r}")
 
 
@@ -192,6 +197,22 @@ def _substructure(smarts: str, vocabulary: Vocabulary, most: int) -> dict[str, A
             f"{smarts} has {fragment.size} heavy atoms and this prior knows molecules of up to {most}"
         )
     return {**base, "fragment": fragment}
+
+
+def _learned(settings: Mapping[str, Any], vocabulary: Vocabulary, most: int, truth: Any) -> dict[str, Any]:
+    """Targets that a network predicts for the sampler; RDKit says what is a hit."""
+    path = Path(str(settings["path"])) if settings.get("path") else BUNDLED_REGRESSOR
+    network = load_regressor(path)
+    known = Vocabulary.of(network.names)
+    if known != vocabulary or network.most != most:
+        raise InputError(
+            f"{path.name} predicts graphs of up to {network.most} of {known}, and the prior is of up to {most} "
+            f"of {vocabulary}; give a regressor of the same atoms, or prior=qm9_edm"
+        )
+    asked = _terms(settings.get("operators") or [settings], vocabulary, most, truth)
+    operator = Predicted(network, asked["terms"])
+    asked["measurement"] = Measurement(operator, GaussianNoise(1.0), operator.data(asked["terms"]))
+    return asked | {"size": int(settings["heavy_atoms"])}
 
 
 def _terms(

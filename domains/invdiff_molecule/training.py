@@ -24,6 +24,7 @@ from invdiff import MASK, InputError, TrainSettings, card_from, save_prior
 from invdiff_molecule.chemistry import Vocabulary, canonical, read_smiles
 from invdiff_molecule.edm import GraphDenoiser, GraphDenoising
 from invdiff_molecule.masked import Layout, MaskedGraphNetwork
+from invdiff_molecule.regressor import GraphRegressor, Regression
 
 SPLITS = ("train", "validation", "test")
 
@@ -95,8 +96,12 @@ class GraphSet:
         near = torch.randint(first, min(first + reach, rows), (size,), generator=generator)
         return self.tokens["train"][self.order[near]].long()
 
-    def objective(self, network: nn.Module, settings: TrainSettings) -> MaskedCrossEntropy | GraphDenoising:
-        """What `invdiff train` minimises: of a masked network, or of a denoiser."""
+    def objective(
+        self, network: nn.Module, settings: TrainSettings
+    ) -> MaskedCrossEntropy | GraphDenoising | Regression:
+        """What `invdiff train` minimises: of a masked network, a denoiser or a regressor."""
+        if isinstance(network, GraphRegressor):
+            return Regression(network, self.layout, self.tokens, settings)
         if isinstance(network, GraphDenoiser):
             return GraphDenoising(network, self.layout, self.tokens, self.sizes, settings)
         assert isinstance(network, MaskedGraphNetwork)
