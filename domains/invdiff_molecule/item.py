@@ -206,8 +206,8 @@ def _learned(settings: Mapping[str, Any], vocabulary: Vocabulary, most: int, tru
     known = Vocabulary.of(network.names)
     if known != vocabulary or network.most != most:
         raise InputError(
-            f"{path.name} predicts graphs of up to {network.most} of {known}, and the prior is of up to {most} "
-            f"of {vocabulary}; give a regressor of the same atoms, or prior=qm9_edm"
+            f"{path.name} predicts graphs of up to {network.most} of {known}, and the prior is of up to "
+            f"{most} of {vocabulary}; give a regressor of the same atoms, or prior=qm9_edm"
         )
     asked = _terms(settings.get("operators") or [settings], vocabulary, most, truth)
     operator = Predicted(network, asked["terms"])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 from torch_geometric.nn import GINEConv
 
-from invdiff import InputError, keyed_stream, solve
+from invdiff import InputError, keyed_stream, sample
 from invdiff.config import compose
-from invdiff_molecule.chemistry import Vocabulary, decode, read_smiles
+from invdiff.run.solve import plan
+from invdiff_molecule.chemistry import Vocabulary, read_smiles
 from invdiff_molecule.domain import MoleculeDomain
 from invdiff_molecule.item import BUNDLED_REGRESSOR
 from invdiff_molecule.objective import term_of
@@ -18,6 +18,7 @@ from invdiff_molecule.regressor import GraphRegressor, Predicted, bonds, load_re
 from invdiff_molecule.state import of_graph, permute, unpack
 
 TOKENS = ("C", "N", "O", "F")
+DENOISER = BUNDLED_REGRESSOR.parent / "qm9_edm.safetensors"
 SMILES = ("CCO", "C1=CC=CN1", "CC(=O)N(C)C", "OCC#N", "C1CC2CC1C2", "FC1=CC=CC=C1")
 # None of them is in QM9 as written here; the labels are RDKit's.
 
@@ -108,40 +109,35 @@ def test_targets_in_units_of_their_width():
         (["operator.operators=[{name: qed, direction: maximise}]"], "takes a target"),
         (["operator.target=0.5", "prior=zinc_masked"], "needs"),
         (["operator.target=0.5", "operator.path=missing.safetensors"], "missing.safetensors"),
-        (["operator.target=0.5", f"operator.path={BUNDLED_REGRESSOR.parent / 'qm9_edm.safetensors'}"], "no regressor"),
+        (["operator.target=0.5", f"operator.path={DENOISER}"], "no regressor"),
         (["operator.target=0.5", "domain.heavy_atoms=12"], "12"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_asked_is_refused(settings, said):
-    from invdiff.run.solve import plan
-
     with pytest.raises(InputError, match=said):
         plan(compose(["operator=learned", *settings]))
 
 
 def test_learned_targets_steer_draws():
-    """logP of 64 draws of nine atoms with target 2 and -1: medians apart by more than one, by RDKit."""
+    """logP of 64 draws of nine atoms with targets 2 and -1: medians apart by more than one, by RDKit."""
     medians = []
     for target in (2.0, -1.0):
         config = compose(["operator=learned", "operator.name=logp", f"operator.target={target}"])
         (problem,) = MoleculeDomain().problems(config)
         prior = MoleculeDomain().adapt_prior(problem.context.prior, problem)
-        from invdiff import sample
-
-        drawn = sample(
-            prior,
-            problem.measurement,
-            problem.shape,
-            sampler="moment_twisted",
-            samples=64,
-            particles=128,
-            keep=64,
-        )
-        values = [
-            PROPERTIES["logp"].value(one.molecule)
-            for one in problem.context.decoded(drawn.samples)
-            if one.valid_connected
-        ]
+        options = {"samples": 64, "particles": 128, "keep": 64}
+        drawn = sample(prior, problem.measurement, problem.shape, sampler="moment_twisted", **options)
+        decoded = [one for one in problem.context.decoded(drawn.samples) if one.valid_connected]
+        values = torch.tensor([PROPERTIES["logp"].value(one.molecule) for one in decoded])
         assert len(values) > 32
-        medians.append(float(torch.tensor(values).median()))
+        medians.append(float(values.median()))
     assert medians[0] - medians[1] > 1.0, medians
+
+
+def test_an_operator_that_brings_its_prior_names_the_sampler():
+    config = compose(["operator=learned"])
+    assert config["prior"]["name"] == "qm9_edm" and config["sampler"]["name"] == "moment_twisted"
+    config = compose(["operator=learned", "prior=qm9_edm"])  # the prior that the user names has its own
+    assert config["sampler"]["name"] == "graph_diffusion"
+    config = compose(["operator=learned", "sampler=dps"])
+    assert config["sampler"]["name"] == "dps"
