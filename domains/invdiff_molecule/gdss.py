@@ -251,11 +251,11 @@ class GdssPrior(GraphDiffusionPrior):
         return torch.cat(values)[None, None]
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a GDSS checkpoint holds, without running code in it.
+def read_mapping(path: Path) -> dict[str, Any]:
+    """What a published file holds, without running code in it.
 
     Raises:
-        InputError: for a missing or damaged file, one that holds code, or one that is no such checkpoint.
+        InputError: for a missing or damaged file, or one that holds code.
     """
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}")
@@ -267,9 +267,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path.name} cannot be read as weights ({reason}); it is damaged") from None
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a GDSS checkpoint holds.
+
+    Raises:
+        InputError: see `read_mapping`, and for what is no such checkpoint.
+    """
+    loaded = read_mapping(path)
     wanted = ("model_config", "params_x", "params_adj", "x_state_dict", "adj_state_dict")
-    if not isinstance(loaded, dict) or not all(key in loaded for key in wanted):
-        what = "a property network" if isinstance(loaded, dict) and "params" in loaded else "something else"
+    if not all(key in loaded for key in wanted):
+        what = "a property network" if "params" in loaded else "something else"
         raise InputError(f"{path.name} is no GDSS checkpoint ({what}); it must hold {', '.join(wanted)}")
     return loaded
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -54,9 +55,12 @@ class Term:
         """Whether a value is what was asked for; of a direction, at least as good as `target`."""
         if math.isnan(value):
             return False
+        return self.short(value) <= self.tolerance
+
+    def short(self, value: float) -> float:
+        """How far a value is from what is wanted: its distance to a target, else the less the better."""
         gap = value - self.target
-        short = {"target": abs(gap), "maximise": -gap, "minimise": gap}[self.direction]
-        return short <= self.tolerance
+        return {"target": abs(gap), "maximise": -gap, "minimise": gap}[self.direction]
 
     @property
     def words(self) -> str:
@@ -125,6 +129,12 @@ def consistent(terms: Sequence[Term]) -> None:
             apart = abs(one.target - other.target) > one.tolerance + other.tolerance
             if opposite or (one.direction == other.direction == "target" and apart):
                 raise InputError(f"{other.words} and {one.words} contradict each other; drop one")
+
+
+def front(terms: Sequence[Term], rows: Sequence[Sequence[float]]) -> list[bool]:
+    """Which rows of values no other row beats in one term and equals or beats in all: the Pareto set."""
+    short = np.array([[term.short(value) for term, value in zip(terms, row, strict=True)] for row in rows])
+    return [bool(~((short <= one).all(1) & (short < one).any(1)).any()) for one in short]
 
 
 class Values(Operator):

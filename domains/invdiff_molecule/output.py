@@ -17,6 +17,7 @@ from invdiff import Figure, Posterior
 from invdiff.imaging import page_of, save
 from invdiff_molecule.chemistry import formula_of
 from invdiff_molecule.item import Item, Merged
+from invdiff_molecule.objective import front
 from invdiff_molecule.properties import PROPERTIES
 
 SHOWN = 24  # molecules in the picture
@@ -55,10 +56,21 @@ def row_of(rank: int, item: Item, row: Merged, draws: int) -> dict[str, object]:
     return out
 
 
+def pareto(item: Item, merged: Sequence[Merged]) -> list[Merged]:
+    """Connected molecules that no other draw beats in one term and equals or beats in all."""
+    known = [row for row in merged if row.decoded.valid_connected and row.values]
+    kept = front(item.terms, [row.values for row in known])
+    return [row for row, best in zip(known, kept, strict=True) if best]
+
+
 def write(item: Item, merged: Sequence[Merged], posterior: Posterior, folder: Path) -> None:
     """`molecules.csv`, `.smi`, `.sdf` (2-D coordinates, the table as tags) and `samples.npz`."""
     draws = len(posterior.samples)
     rows = [row_of(rank, item, row, draws) for rank, row in enumerate(merged, 1)]
+    if len(item.terms) > 1:
+        best = {row.key for row in pareto(item, merged)}
+        for line, row in zip(rows, merged, strict=True):
+            line["pareto"] = row.key in best
     table = io.StringIO()
     writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -104,8 +116,49 @@ def figures(
         _whole(path, page if isinstance(page, bytes) else page.data)
         caption = f"The question: {item.words}. Answers first, then by how often they were drawn."
         found.append(Figure("Molecules", path, caption))
+    if len(item.terms) > 1:
+        found.append(_front(name, item, merged, alone, folder))
     found.append(_histograms(name, item, merged, alone, folder))
     return found
+
+
+def _front(
+    name: str, item: Item, merged: Sequence[Merged], alone: torch.Tensor | None, folder: Path
+) -> Figure:
+    """The first two terms of every draw, and the Pareto set of all terms."""
+    first, second = item.terms[:2]
+    page = page_of(5.2, 4.2)
+    axes = page.subplots()
+    if alone is not None:
+        known = [one.molecule for one in item.decoded(alone) if one.valid_connected]
+        values = [[float(term.measured.value(one)) for one in known] for term in (first, second)]
+        axes.scatter(*values, s=14, color="#afb8c1", label="prior")
+    drawn = [row for row in merged if row.decoded.valid_connected]
+    best = sorted(pareto(item, merged), key=lambda row: row.values[0])
+    axes.scatter(
+        *zip(*(row.values[:2] for row in drawn), strict=True) if drawn else ((), ()), s=18, label="given y"
+    )
+    line = {"marker": "o", "markersize": 7, "markerfacecolor": "none"}
+    linked = len(item.terms) == 2 and all(term.direction != "target" for term in item.terms)
+    axes.plot(
+        [row.values[0] for row in best],
+        [row.values[1] for row in best],
+        linestyle="-" if linked else "none",
+        color="#cf222e",
+        label="no draw is better in all terms",
+        **line,
+    )
+    for term, mark in ((first, axes.axvline), (second, axes.axhline)):
+        if term.direction == "target" or term.tolerance == 0:
+            mark(term.target, color="0.5", linewidth=0.8, linestyle="--")
+    axes.set_xlabel(f"{first.name} ({first.direction})")
+    axes.set_ylabel(f"{second.name} ({second.direction})")
+    axes.legend(fontsize=8, frameon=False)
+    path = save(page, folder / f"{name}_front.png")
+    smiles = ", ".join(str(row.decoded.smiles) for row in best[:6])
+    return Figure(
+        "Objectives", path, f"The first two terms of every draw. Not beaten in all terms: {smiles}."
+    )
 
 
 def _legend(item: Item, row: Merged) -> str:

@@ -135,9 +135,15 @@ def property_of(term: Mapping[str, Any]) -> Property:
         if not term.get("reference"):
             raise InputError("property similarity needs operator.reference, a SMILES")
         return similarity_to(str(term["reference"]))
+    if name == "network":
+        if not term.get("path"):
+            raise InputError("property network needs operator.path, the file of a published property network")
+        from invdiff_molecule.gdss_property import network_property
+
+        return network_property(Path(str(term["path"])))
     if name == "substructure":
         return containing(str(term.get("smarts") or ""))
     if name not in PROPERTIES:
-        known = ", ".join([*PROPERTIES, "similarity", "substructure"])
+        known = ", ".join([*PROPERTIES, "similarity", "substructure", "network"])
         raise InputError(f"unknown property {name!r}; known are {known}")
     return PROPERTIES[name]
