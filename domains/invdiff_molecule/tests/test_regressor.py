@@ -150,7 +150,7 @@ def test_an_operator_that_brings_its_prior_names_the_sampler():
 
 
 def test_published_property_networks_score_molecules_as_recorded():
-    """500 molecules of ZINC: mean .19 to .23, std .017 to .025, and they know a little of QED times easiness."""
+    """500 molecules of ZINC: mean .19 to .23, std .017 to .025, and a little of QED times easiness."""
     folder = shared("checkpoints/gdss/ZINC250k")
     lines = [smiles for _, smiles in islice(lines_of(shared("molecules/zinc250k.csv.gz")), 500)]
     molecules = [read_smiles(smiles) for smiles in lines]
