@@ -256,7 +256,7 @@ FULL: dict[str, Callable[[], list[Known]]] = {
     "grf": lambda: [
         *(field(kind) for kind in ("mri", "ct", "superres", "blur", "landmarks")),
         field("mri", 1),
-        field("mri", 0, 32, 8),
+        field("mri", 0, 32, 8, draws=8),
         field("superres", 0, 32, 4),
         *(field(kind, 0, 64) for kind in ("mri", "ct", "superres")),
         field("mri", 0, 256, draws=4),
