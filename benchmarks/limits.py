@@ -38,7 +38,7 @@ Case = tuple[Gmm25, GaussianMixture, Measurement, Exact, float]
 SAMPLERS = {
     "denoiser": "moment_twisted,twisted,ensemble,moment_matching,pigdm",
     "observations": "moment_twisted,twisted,ddsmc,mcgdiff,ensemble,moment_matching,pigdm",
-    "magnitude": "moment_twisted,ensemble,steering,daps,dps",
+    "magnitude": "moment_twisted,ensemble,steering,dps",
 }
 
 
