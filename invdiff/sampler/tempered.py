@@ -32,6 +32,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from invdiff.errors import InputError
+from invdiff.measurement.measurement import Measurement
 from invdiff.prior.gaussian import GaussianPrior
 from invdiff.prior.prior import Prior
 from invdiff.sampler.feynman_kac import choose, gather
@@ -185,7 +186,8 @@ class Tempered:
         ess: effective share of the pilot's particles from one power to the next.
         accept: acceptance that the step lengths aim at.
         pilot: particles of the pilot run.
-        rank: eigenvalues of the Hessian that the Laplace reference keeps; None: all of up to 1024, else 64.
+        rank: eigenvalues of the Hessian that the Laplace reference keeps; None: all where they are at most
+            1024 (a linear forward model has no more of them than data), else 64.
         chunk: particles that are differentiated together; lower it where memory is short.
         iterations: of L-BFGS to the mode, where the forward model offers no `guess`.
     """
@@ -201,7 +203,9 @@ class Tempered:
     chunk: int = CHUNK
     name: ClassVar[str] = "tempered"
     claim: ClassVar[Claim] = "consistent"
-    reach: ClassVar[float] = 1e4
+    reach: ClassVar[float] = (
+        2e3  # beyond, the Hessian of a linear problem is as a rule too large to be kept whole
+    )
     needs_linear: ClassVar[bool] = False
     needs_gaussian: ClassVar[bool] = False
 
@@ -246,11 +250,17 @@ class Tempered:
             def potential(z: Tensor) -> Tensor:
                 return -measurement.log_likelihood(unwhiten(prior, z))
 
-            rank = (mode.numel() if mode.numel() <= WHOLE else CUT) if self.rank is None else self.rank
+            rank = self.kept(mode.numel(), measurement) if self.rank is None else self.rank
             reference = curvature_at(potential, mode, rank, generator, chunk=self.chunk)
         bridge = Bridge(target, prior, reference, self.chunk)
         powers, lengths = self.piloted(bridge, generator)
         return TemperedModel(bridge, powers, lengths, self.sweeps, self.leapfrogs)
+
+    @staticmethod
+    def kept(size: int, measurement: Measurement) -> int:
+        """Eigenvalues that are kept where nobody says."""
+        most = min(size, measurement.size) if measurement.operator.linear else size
+        return most if most <= WHOLE else CUT
 
     def piloted(
         self, bridge: Bridge, generator: torch.Generator
