@@ -206,7 +206,8 @@ class Item:
         """The registration by the posterior's mode: from coarse to fine, or from a start."""
         blurs = [] if start is not None else [blur for blur in COARSE if blur > self.blur]
         steps = [self.measurement(sigma, beta, blur) for blur in blurs]
-        return coarse_to_fine(self.prior, [*steps, self.measurement(sigma, beta)], start)
+        seen = self.transform.coordinates.seen
+        return coarse_to_fine(self.prior, [*steps, self.measurement(sigma, beta)], start, seen)
 
     def residual(self, state: Float[Tensor, "*event"]) -> Residual:
         """What the similarity leaves of the fixed image, as it is seen, after the deformation of a state."""

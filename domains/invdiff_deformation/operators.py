@@ -174,10 +174,16 @@ class Images:
 
 
 def window_mean(images: Float[Tensor, "batch *grid"], side: int) -> Float[Tensor, "batch *grid"]:
-    """Means over windows of `side` voxels centred at each voxel, of what lies inside the grid."""
-    d = images.ndim - 1
-    pool = F.avg_pool2d if d == 2 else F.avg_pool3d
-    return pool(images[:, None], side, 1, side // 2, count_include_pad=False)[:, 0]
+    """Means over windows of `side` voxels centred at each voxel, of what lies inside the grid.
+
+    Axis by axis: the window is a box, also where the border cuts it.
+    """
+    for axis in range(1, images.ndim):
+        rows = images.movedim(axis, -1)
+        flat = rows.reshape(-1, 1, rows.shape[-1])
+        means = F.avg_pool1d(flat, side, 1, side // 2, count_include_pad=False)
+        images = means.reshape(rows.shape).movedim(-1, axis)
+    return images
 
 
 class LocalCorrelation(Images):

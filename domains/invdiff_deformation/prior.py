@@ -66,6 +66,10 @@ class Coordinates(Protocol):
     @property
     def squarings(self) -> int: ...
 
+    @property
+    def seen(self) -> Float[Tensor, "*event"] | None:
+        """What a unit of each coordinate does to v: its square summed over the control grid, mm^2. None: alike."""
+
     def velocity(self, z: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch d *control"]:
         """v on the control grid, in its voxels; linear in z."""
 
@@ -218,6 +222,19 @@ class Modes:
         """Root mean square over the grid of |v|, in voxels, without the affine part."""
         mean = float(self.std.square().sum()) / math.prod(self._grid.shape)
         return math.sqrt(sum(mean / h**2 for h in self._grid.spacing))
+
+    @cached_property
+    def seen(self) -> Float[Tensor, "event"]:
+        """Squares of v summed over the grid for a unit of each coordinate, mm^2; the modes are orthonormal."""
+        grid, d = self._grid, self._grid.dimensions
+        modes = self.std.square().repeat(d)
+        if not self.affine:
+            return modes.float()
+        voxels = math.prod(grid.shape)
+        squares = [voxels * ((n**2 - 1) / 12) * h**2 for n, h in zip(grid.shape, grid.spacing, strict=True)]
+        offset = modes.new_full((d,), self.spectrum.translation**2 * voxels)
+        matrix = modes.new_tensor(squares).repeat(d) * (self.spectrum.linear / 100) ** 2
+        return torch.cat([modes, offset, matrix]).float()
 
     @cached_property
     def squarings(self) -> int:

@@ -43,13 +43,14 @@ def coarse_to_fine(
     prior: GaussianPrior,
     measurements: Sequence[Measurement],
     start: Float[Tensor, "*event"] | None = None,
+    seen: Float[Tensor, "*event"] | None = None,
 ) -> Float[Tensor, "*event"]:
-    """z* through measurements of decreasing blur."""
+    """z* through measurements of decreasing blur; `seen` as in `posterior_mode`."""
     shape = tuple(prior.mean.shape)
     *first, last = measurements
     if first:
-        start = posterior_mode(prior, first, shape, start=start, iterations=ITERATIONS)
-    return posterior_mode(prior, [last], shape, start=start, iterations=LAST)
+        start = posterior_mode(prior, first, shape, start=start, iterations=ITERATIONS, seen=seen)
+    return posterior_mode(prior, [last], shape, start=start, iterations=LAST, seen=seen)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,9 @@
     q = N(z*, (I + H)^-1),   H = Phi''(z*)
 
 The mode is found by L-BFGS; a list of measurements from coarse to fine, each starting where the one before
-ended, helps where Phi has many basins. H is known by its largest eigenvalues only, found by block power
+ended, helps where Phi has many basins. Where coordinates differ much in what the data can see of them, it runs
+in y = (1 + c s)^(1/2) z with H about c diag(s): s is the caller's, c = <r, H r> / sum s is measured with one
+product at the start of every measurement (r of random signs, c not below 0). H is known by its largest eigenvalues only, found by block power
 iteration with products H v from double backward; what is left of it is taken as 0, where q is the prior.
 Negative eigenvalues (away from a mode) are taken as 0 too.
 """
@@ -56,6 +58,7 @@ def posterior_mode(
     *,
     start: Float[Tensor, "*event"] | None = None,
     iterations: int = 40,
+    seen: Float[Tensor, "*event"] | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Float[Tensor, "*event"]:
@@ -64,28 +67,57 @@ def posterior_mode(
     Args:
         start: where to begin; the prior's mean by default.
         iterations: of L-BFGS with a strong Wolfe search, for each measurement.
+        seen: s, how much of each coordinate the data see, up to a factor: for data on the voxels of a field, the
+            prior's variance of its modes. None: all alike.
 
     Raises:
         FloatingPointError: where the log-likelihood is not finite on the way.
     """
     z = (torch.zeros(shape) if start is None else start.detach().clone()).to(device=device, dtype=dtype)
     for measurement in measurements:
-        z = z.clone().requires_grad_()
+
+        def potential(z: Tensor, measurement: Measurement = measurement) -> Tensor:
+            return -measurement.log_likelihood(unwhiten(prior, z))
+
+        scale = torch.ones_like(z) if seen is None else scales(potential, z, seen.to(z))
+        y = (z / scale).requires_grad_()
         optimizer = torch.optim.LBFGS(
-            [z], lr=1.0, max_iter=iterations, history_size=20, line_search_fn="strong_wolfe"
+            [y], lr=1.0, max_iter=iterations, history_size=20, line_search_fn="strong_wolfe"
         )
 
-        def closure(measurement: Measurement = measurement, z: Tensor = z) -> Tensor:
+        def closure(potential: Potential = potential, y: Tensor = y, scale: Tensor = scale) -> Tensor:
             optimizer.zero_grad()  # noqa: B023  the optimiser of this turn: step calls it at once
-            value = -measurement.log_likelihood(unwhiten(prior, z[None]))[0] + 0.5 * z.double().square().sum()
+            z = scale * y
+            value = potential(z[None])[0] + 0.5 * z.double().square().sum()
             if not bool(torch.isfinite(value)):
                 raise FloatingPointError("the log-likelihood is not finite on the way to the mode")
             torch.autograd.backward(value)
-            return value
+            return value.detach()
 
         optimizer.step(closure)  # type: ignore[no-untyped-call]
-        z = z.detach()
+        z = (scale * y).detach()
     return z
+
+
+def scales(
+    potential: Potential, z: Float[Tensor, "*event"], seen: Float[Tensor, "*event"]
+) -> Float[Tensor, "*event"]:
+    """(1 + c s)^(-1/2) at z, see above."""
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randint(0, 2, z.shape, generator=generator).to(z) * 2 - 1
+    curvature = float((signs * hessian_rows(potential, z, signs[None])[0]).sum())
+    return (1 + max(curvature, 0.0) / float(seen.sum()) * seen).rsqrt()
+
+
+def hessian_rows(
+    potential: Potential, z: Float[Tensor, "*event"], rows: Float[Tensor, "n *event"]
+) -> Float[Tensor, "n *event"]:
+    """H times each of some vectors, by double backward."""
+    with torch.enable_grad():
+        leaf = z.detach().expand(len(rows), *z.shape).clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(potential(leaf).sum(), leaf, create_graph=True)
+        (product,) = torch.autograd.grad(gradient, leaf, rows)
+    return product
 
 
 @dataclass(frozen=True)
@@ -142,13 +174,8 @@ def curvature_at(
     size = z.numel()
 
     def product(block: Tensor) -> Tensor:
-        rows = []
-        for part in torch.split(block.mT, chunk):
-            with torch.enable_grad():
-                leaf = z.detach().expand(len(part), *z.shape).clone().requires_grad_()
-                (gradient,) = torch.autograd.grad(potential(leaf).sum(), leaf, create_graph=True)
-                (row,) = torch.autograd.grad(gradient, leaf, part.reshape(leaf.shape))
-            rows.append(row.flatten(1))
+        parts = torch.split(block.mT, chunk)
+        rows = [hessian_rows(potential, z, part.reshape(-1, *z.shape)).flatten(1) for part in parts]
         return torch.cat(rows).mT
 
     columns = min(size, rank + max(8, rank // 4))

@@ -65,6 +65,28 @@ def test_mode_and_curvature_of_a_gaussian_are_its_posterior() -> None:
     assert torch.allclose(root.mT @ root, exact.covariance, atol=1e-9)
 
 
+def test_a_mode_in_scaled_coordinates_is_the_same_and_is_found_sooner() -> None:
+    """Coordinates that the data see by factors of 1 to 1e4: 20 iterations with `seen`, against 20 without."""
+    generator = torch.Generator().manual_seed(0)
+    reach = torch.logspace(0, 2, 60, dtype=torch.float64)
+    turn, _ = torch.linalg.qr(torch.randn((60, 60), generator=generator, dtype=torch.float64))
+    matrix = turn * reach
+    y = torch.randn(60, generator=generator, dtype=torch.float64)
+    prior = GaussianPrior.diagonal(torch.zeros(60, dtype=torch.float64), torch.ones(60, dtype=torch.float64))
+    measurement = Measurement(FunctionOperator(lambda x: (x @ matrix.mT).sinh()), GaussianNoise(1.0), y)
+    exact = posterior_mode(prior, [measurement], (60,), iterations=4000, dtype=torch.float64)
+    errors = [
+        float(
+            (
+                posterior_mode(prior, [measurement], (60,), iterations=20, seen=seen, dtype=torch.float64)
+                - exact
+            ).norm()
+        )
+        for seen in (reach**2, None)
+    ]
+    assert errors[0] < 1e-3 * float(exact.norm()) and errors[0] < 0.1 * errors[1]
+
+
 def test_a_cut_curvature_has_the_largest_eigenvalues() -> None:
     prior, measurement = gaussian_problem()
 

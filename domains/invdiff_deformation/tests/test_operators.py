@@ -20,6 +20,7 @@ from invdiff_deformation.operators import (
     Transform,
     observed,
     splines,
+    window_mean,
 )
 from invdiff_deformation.prior import Modes, Spectrum
 from invdiff_deformation.register import blurred, coarse_to_fine, residual_of
@@ -245,6 +246,15 @@ def test_the_mode_finds_a_known_deformation() -> None:
     found = transform.displacement(coarse_to_fine(state.prior, steps)[None])
     before = float(truth.norm(dim=1).mean())
     assert float((found - truth).norm(dim=1).mean()) < 0.3 * before
+
+
+@pytest.mark.parametrize("shape", [(9, 14), (7, 10, 5)])
+def test_window_means_are_those_of_boxes_cut_by_the_border(shape: tuple[int, ...]) -> None:
+    images = torch.from_numpy(np.random.default_rng(0).normal(size=(2, *shape)))
+    found = window_mean(images, 5)
+    for place in [(0,) * len(shape), tuple(n - 1 for n in shape), tuple(n // 2 for n in shape)]:
+        box = images[(slice(None), *[slice(max(k - 2, 0), k + 3) for k in place])]
+        assert torch.allclose(found[(slice(None), *place)], box.flatten(1).mean(dim=1))
 
 
 def test_residual_of_white_and_of_smooth_noise() -> None:

@@ -198,3 +198,13 @@ def test_samplers_on_the_exact_posterior(name: str, settings: dict, exact: bool)
         abs(spread - 1) < 4.5 * math.sqrt(2 / (400 * size)) + 0.03,
     )
     assert (all(found)) == exact, (name, distance, size, spread)
+
+
+@pytest.mark.parametrize("boundary", ["reflect", "zero", "slip"])
+def test_what_the_data_see_of_a_coordinate_is_its_velocity_squared(boundary: str) -> None:
+    """In mm^2 over the control grid, anisotropic spacing, affine part included."""
+    grid = Grid((16, 12), np.diag([1.5, 2.0, 1.0, 1.0]))
+    state = Modes(Spectrum(lengths=(4.0,), omitted=0.1, boundary=boundary, translation=3.0, linear=5.0), grid)
+    v = state.velocity(torch.eye(state.event_shape[0], dtype=torch.float64))
+    h = torch.tensor(grid.spacing, dtype=torch.float64).reshape(1, 2, 1, 1)
+    assert torch.allclose((v * h).square().sum((1, 2, 3)), state.seen.double(), rtol=1e-5)
