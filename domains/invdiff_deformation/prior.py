@@ -68,7 +68,7 @@ class Coordinates(Protocol):
 
     @property
     def seen(self) -> Float[Tensor, "*event"] | None:
-        """What a unit of each coordinate does to v: its square summed over the control grid, mm^2. None: alike."""
+        """Squares of v summed over the control grid for a unit of each coordinate, mm^2; None: alike."""
 
     def velocity(self, z: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch d *control"]:
         """v on the control grid, in its voxels; linear in z."""
@@ -225,7 +225,7 @@ class Modes:
 
     @cached_property
     def seen(self) -> Float[Tensor, "event"]:
-        """Squares of v summed over the grid for a unit of each coordinate, mm^2; the modes are orthonormal."""
+        """The same; modes are orthonormal."""
         grid, d = self._grid, self._grid.dimensions
         modes = self.std.square().repeat(d)
         if not self.affine:

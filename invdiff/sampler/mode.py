@@ -5,11 +5,15 @@
     q = N(z*, (I + H)^-1),   H = Phi''(z*)
 
 The mode is found by L-BFGS; a list of measurements from coarse to fine, each starting where the one before
-ended, helps where Phi has many basins. Where coordinates differ much in what the data can see of them, it runs
-in y = (1 + c s)^(1/2) z with H about c diag(s): s is the caller's, c = <r, H r> / sum s is measured with one
-product at the start of every measurement (r of random signs, c not below 0). H is known by its largest eigenvalues only, found by block power
-iteration with products H v from double backward; what is left of it is taken as 0, where q is the prior.
-Negative eigenvalues (away from a mode) are taken as 0 too.
+ended, helps where Phi has many basins. Where the data see some coordinates far better than others it runs in
+
+    y = (1 + c s)^(1/2) z,   c = max(0, <r, H r>) / sum s,   r: random signs
+
+with s the caller's guess of the shape of diag H; c is one product at the start of every measurement.
+
+H is known by its largest eigenvalues only, found by block power iteration with products H v from double
+backward; what is left of it is taken as 0, where q is the prior. Negative eigenvalues (away from a mode) are
+taken as 0 too.
 """
 
 from __future__ import annotations
@@ -67,7 +71,7 @@ def posterior_mode(
     Args:
         start: where to begin; the prior's mean by default.
         iterations: of L-BFGS with a strong Wolfe search, for each measurement.
-        seen: s, how much of each coordinate the data see, up to a factor: for data on the voxels of a field, the
+        seen: s, up to a factor how well the data see each coordinate: for data on the voxels of a field, the
             prior's variance of its modes. None: all alike.
 
     Raises:
