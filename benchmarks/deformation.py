@@ -22,12 +22,12 @@ from jaxtyping import Float
 from scipy.interpolate import RBFInterpolator
 from scipy.stats import norm
 
-from invdiff import GaussianNoise, Measurement, compose, keyed_stream, load_plugin, sample
+from invdiff import GaussianNoise, Measurement, compose, keyed_stream, sample
 from invdiff_deformation.baselines import TITLES, all_baselines
 from invdiff_deformation.evidence import fit
-from invdiff_deformation.formats import Image, Points
-from invdiff_deformation.grid import Grid, between
-from invdiff_deformation.item import Item, begun
+from invdiff_deformation.formats import Points
+from invdiff_deformation.grid import Grid
+from invdiff_deformation.item import Item, registered
 from invdiff_deformation.judge import Drawn, boundary_facts, row_of
 from invdiff_deformation.metrics import coverage_of_draws
 from invdiff_deformation.operators import Displacements, Images, Transform, observed
@@ -123,21 +123,7 @@ def item_of(
     overrides: tuple[str, ...] = (),
 ) -> tuple[Item, Measurement, torch.Tensor]:
     """A pair of arrays as the deformation domain makes it of files."""
-    config = compose(["domain=deformation", *overrides])
-    prior = load_plugin("priors", "velocity")(config["prior"])
-    modes = prior.coordinates(grid)
-    item = Item(
-        "pair",
-        Image("fixed", fixed.astype(np.float32), grid),
-        Image("moving", moving.astype(np.float32), grid),
-        Transform(modes),
-        modes.prior,
-        np.ones(grid.shape, dtype=bool),
-        config["operator"],
-        between(grid, grid),
-        labels=labels,
-    )
-    item, measurement, mode = begun(item)
+    item, measurement, mode = registered(fixed, moving, grid, labels, overrides)
     assert mode is not None
     measurement.operator.guess = lambda: mode
     return item, measurement, mode

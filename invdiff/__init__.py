@@ -63,6 +63,7 @@ _EXPORTS = {
     "TiledPrior": "invdiff.prior.tiled",
     "TrainingData": "invdiff.prior.training",
     "TrainSettings": "invdiff.prior.training",
+    "Denoising": "invdiff.prior.training",
     "Acquisition": "invdiff.sampler.design",
     "Design": "invdiff.sampler.design",
     "acquire": "invdiff.sampler.design",
@@ -112,6 +113,7 @@ __all__ = [
     "Composition",
     "Config",
     "CrossedPrior",
+    "Denoising",
     "Design",
     "DiffusionSampler",
     "Domain",
@@ -222,7 +224,7 @@ if TYPE_CHECKING:
     from invdiff.prior.prior import Prior, PriorCard, Sigma
     from invdiff.prior.slicewise import CrossedPrior, SlicewisePrior
     from invdiff.prior.tiled import TiledPrior
-    from invdiff.prior.training import TrainingData, TrainSettings
+    from invdiff.prior.training import Denoising, TrainingData, TrainSettings
     from invdiff.registry import load as load_plugin
     from invdiff.sampler.catalog import filtered
     from invdiff.sampler.design import (

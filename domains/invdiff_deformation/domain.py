@@ -12,8 +12,10 @@ from invdiff_deformation.baselines import TITLES, all_baselines, has_simpleitk
 from invdiff_deformation.drdm_training import CardiacSlices
 from invdiff_deformation.item import begun
 from invdiff_deformation.judge import Case, facts_of, row_of
+from invdiff_deformation.learned import LearnedVelocity
 from invdiff_deformation.prepare import prepared
 from invdiff_deformation.results import write_results
+from invdiff_deformation.velocity_training import Velocities
 
 TEMPERED = "Similarity of images is no noise model: sigma and beta are choices that temper the posterior."
 
@@ -31,9 +33,13 @@ class DeformationDomain:
         shape = item.transform.coordinates.event_shape
         return [Problem(item.name, measurement, shape, Case(item, mode), item.notes)]
 
-    def training_data(self, settings: Mapping[str, Any]) -> CardiacSlices:
-        """Slices for `invdiff train`: `root` and `path`, the rest as in `CardiacSlices`."""
+    def training_data(self, settings: Mapping[str, Any]) -> CardiacSlices | Velocities:
+        """Slices for `invdiff train`: `root` and `path`, the rest as in `CardiacSlices`; or with
+        `velocities`, a file that keeps them, the velocities of their registrations.
+        """
         path = Path(str(settings["root"])) / str(settings["path"])
+        if settings.get("velocities"):
+            return Velocities(path, Path(str(settings["velocities"])))
         size = settings.get("size")
         return CardiacSlices(
             path,
@@ -45,7 +51,7 @@ class DeformationDomain:
     def adapt_prior(self, prior: Prior, problem: Problem) -> Prior:
         """The velocity prior on the fixed grid, with what the evidence of points made of it."""
         case: Case = problem.context
-        return case.item.prior
+        return prior if isinstance(prior, LearnedVelocity) else case.item.prior
 
     def baselines(self, problem: Problem, tick: Tick) -> Estimates:
         case: Case = problem.context

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from invdiff import GaussianNoise, GaussianPrior, Measurement, Noise
+from invdiff import GaussianNoise, GaussianPrior, Measurement, Noise, compose, load_plugin
 from invdiff_deformation import flow
 from invdiff_deformation.formats import Image, Points
-from invdiff_deformation.grid import Grid
+from invdiff_deformation.grid import Grid, between
 from invdiff_deformation.likelihoods import Joined, Scored, TemperedNoise
 from invdiff_deformation.operators import (
     Displacements,
@@ -246,3 +246,32 @@ def begun(item: Item) -> tuple[Item, Measurement, Tensor | None]:
         notes["beta"] = f"{beta:.3g}: {options['similarity']} is a profile likelihood, tempered by it"
     item = replace(item, notes=notes)
     return item, item.measurement(sigma, beta), state
+
+
+def registered(
+    fixed: Float[np.ndarray, "*grid"],
+    moving: Float[np.ndarray, "*grid"],
+    grid: Grid,
+    labels: tuple[Int[np.ndarray, "*grid"], Int[np.ndarray, "*grid"]] | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[Item, Measurement, Tensor | None]:
+    """`begun` of two arrays on one grid, with the settings of the deformation domain."""
+    config = compose(["domain=deformation", *overrides])
+    prior: Any = load_plugin("priors", str(config["prior"]["name"]))(config["prior"])
+    coordinates = prior.coordinates(grid)
+    images = [
+        Image(name, values.astype(np.float32), grid)
+        for name, values in (("fixed", fixed), ("moving", moving))
+    ]
+    item = Item(
+        name="pair",
+        fixed=images[0],
+        moving=images[1],
+        transform=Transform(coordinates),
+        prior=coordinates.prior,
+        inside=np.ones(grid.shape, dtype=bool),
+        options=config["operator"],
+        to_moving=between(grid, grid),
+        labels=labels,
+    )
+    return begun(item)

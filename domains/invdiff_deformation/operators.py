@@ -97,7 +97,7 @@ def observed(transform: Transform, terms: Sequence[Term]) -> Operator:
     """The operator of the terms: a matrix where everything is linear."""
     operator = Observed(transform, terms)
     if not transform.linear or not all(isinstance(term, Displacements) for term in terms):
-        return operator
+        return operator  # a network prior's coordinates refuse what follows
     rows = [term.rows(transform.coordinates) for term in terms if isinstance(term, Displacements)]
     return MatrixOperator(torch.cat(rows))
 
