@@ -3,7 +3,9 @@
     python benchmarks/deformation.py simulated DATA             pairs made by the model: coverage, chi2
     python benchmarks/deformation.py lungs DATA [--seeds 1]     landmarks, held out by fifths, exact posterior
     python benchmarks/deformation.py cardiac DATA [--every 1]   Sunnybrook test pairs: mode, posterior, demons
+    python benchmarks/deformation.py spread DATA [--every 1]    factor on the spread, from training pairs
     python benchmarks/deformation.py brain DATA                 a pair of volumes: posterior, time, memory
+    python benchmarks/deformation.py slices DATA                planes of pairs of brains: mode, demons
 
 Shorter runs with --every N (every N-th pair).
 """
@@ -13,6 +15,8 @@ from __future__ import annotations
 import argparse
 import resource
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +26,22 @@ from jaxtyping import Float
 from scipy.interpolate import RBFInterpolator
 from scipy.stats import norm
 
-from invdiff import GaussianNoise, Measurement, compose, keyed_stream, sample
+from invdiff import GaussianNoise, Measurement, compose, keyed_stream, load_plugin, sample
 from invdiff_deformation.baselines import TITLES, all_baselines
 from invdiff_deformation.evidence import fit
 from invdiff_deformation.formats import Points
 from invdiff_deformation.grid import Grid
 from invdiff_deformation.item import Item, registered
-from invdiff_deformation.judge import Drawn, boundary_facts, row_of
+from invdiff_deformation.jacobian import folded_strict
+from invdiff_deformation.judge import Drawn, boundary_draws, boundary_facts, row_of
+from invdiff_deformation.learned import LearnedVelocity
 from invdiff_deformation.metrics import coverage_of_draws
 from invdiff_deformation.operators import Displacements, Images, Transform, observed
 from invdiff_deformation.prior import Modes, Spectrum
 from invdiff_deformation.register import blurred, coarse_to_fine
+
+SAMPLES = 16
+Arrays = tuple[np.ndarray, np.ndarray]
 
 
 def folds(count: int, parts: int, seed: int) -> list[np.ndarray]:
@@ -171,40 +180,85 @@ def simulated(data: Path, options: argparse.Namespace) -> None:
     )
 
 
-def cardiac(data: Path, options: argparse.Namespace) -> None:
-    """Every test pair, systole fixed and diastole moving: Dice, folding, boundaries and their coverage."""
+def cardiac_pairs(data: Path, split: str, every: int) -> Iterator[tuple[int, Arrays, Arrays]]:
+    """Number, images and ventricles of every so-many-th pair: systole, then diastole."""
     with np.load(data / "deformation/sunnybrook_ed_es_2d.npz") as file:
         arrays = {name: file[name] for name in file.files}
-    chosen = np.flatnonzero(arrays["split"] == options.split)[:: options.every]
+    for number in np.flatnonzero(arrays["split"] == split)[::every]:
+        es, ed = ((arrays[f"{phase}_lv"][number] > 0).astype(np.int64) for phase in ("es", "ed"))
+        yield int(number), (arrays["es"][number], arrays["ed"][number]), (es, ed)
+
+
+def drawn_of(item: Item, measurement: Measurement, overrides: Sequence[str]) -> Drawn:
+    """16 samples with the domain's sampler, all kept from one filter where it has filters."""
+    config = compose(["domain=deformation", *overrides])
+    settings = {key: value for key, value in config["sampler"].items() if key != "name"}
+    if "keep" in settings:
+        settings["keep"] = SAMPLES
+    prior = load_plugin("priors", str(config["prior"]["name"]))(config["prior"])
+    drawn = sample(
+        prior if isinstance(prior, LearnedVelocity) else item.prior,
+        measurement,
+        item.transform.coordinates.event_shape,
+        sampler=str(config["sampler"]["name"]),
+        samples=SAMPLES,
+        **settings,
+    )
+    return Drawn(item, drawn)
+
+
+def spread(data: Path, options: argparse.Namespace) -> None:
+    """domain.spread and domain.contour_std that boundaries of TRAINING pairs ask for, by their log score."""
+    grid, found = Grid((128, 128), np.eye(4)), []
+    for number, images, labels in cardiac_pairs(data, "train", options.every):
+        item, measurement, _ = item_of(*images, grid, labels, tuple(options.overrides))
+        found.append(drawn_of(item, measurement, options.overrides))
+        print(f"pair {number}", end="\r", flush=True)
+    table = []
+    for factor in (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0):
+        wider = [Drawn(replace(one.item, spread=factor), one.posterior) for one in found]
+        draws = [boundary_draws(one) for one in wider]
+        folded = max(float(folded_strict(one.u).double().mean()) for one in wider)
+        for hand in (0.0, 0.25, 0.5, 0.75, 1.0):
+            extra = float(np.hypot(hand, 1 / np.sqrt(12)))
+            scores, covers = [], []
+            for one in draws:
+                std = np.sqrt(one.var(axis=0, ddof=1) * (1 + 1 / len(one)) + extra**2)
+                scores.append(norm.logpdf(one.mean(axis=0) + 0.5, 0, std).mean())
+                known = np.full(one.shape[1], -0.5)
+                covers.append(list(coverage_of_draws(known, one, extra=extra).values()))
+            table.append((float(np.mean(scores)), factor, hand, np.mean(covers, axis=0).round(3), folded))
+    print(f"\n{len(found)} training pairs; log score, spread, contour_std, coverage at 50, 90, 95 %, folded")
+    for row in sorted(table, key=lambda row: -row[0])[:8] + table[:1]:
+        print("  {:.3f}  {:g}  {:g}  {}  {:.2g}".format(*row))
+
+
+def cardiac(data: Path, options: argparse.Namespace) -> None:
+    """Every test pair, systole fixed and diastole moving: Dice, folding, boundaries and their coverage."""
     grid = Grid((128, 128), np.eye(4))
     rows: dict[str, list[dict[str, float]]] = {}
     facts: list[dict[str, float]] = []
     seconds = []
-    for number in chosen:
-        labels = tuple((arrays[f"{phase}_lv"][number] > 0).astype(np.int64) for phase in ("es", "ed"))
+    for number, images, labels in cardiac_pairs(data, options.split, options.every):
         began = time.process_time()
-        item, measurement, mode = item_of(
-            arrays["es"][number], arrays["ed"][number], grid, labels, tuple(options.overrides)
-        )
+        item, measurement, mode = item_of(*images, grid, labels, tuple(options.overrides))
         tables = {TITLES[k]: v for k, v in all_baselines(item, mode, lambda: None).items()}
         middle = time.process_time()
         if not options.mode:
-            shape = item.transform.coordinates.event_shape
-            config = compose(["domain=deformation", *options.overrides])["sampler"]
-            settings = {key: value for key, value in config.items() if key != "name"}
-            drawn = sample(
-                item.prior, measurement, shape, sampler="tempered", samples=16, **{**settings, "keep": 16}
-            )
-            deformations = Drawn(item, drawn)
+            deformations = drawn_of(item, measurement, options.overrides)
             tables["posterior, exp of the mean"] = deformations.representative
-            spread = {"chi2": float(drawn.chi2.mean()), "std": float(deformations.std.mean())}
-            facts.append(boundary_facts(deformations) | spread)
+            more = {
+                "chi2": float(deformations.posterior.chi2.mean()),
+                "std of u in pixels": float(deformations.std.mean()),
+                "folded % of the samples": 100 * float(folded_strict(deformations.u).double().mean()),
+            }
+            facts.append(boundary_facts(deformations) | more)
         seconds.append((middle - began, time.process_time() - middle))
         for name, u_one in tables.items():
             rows.setdefault(name, []).append(row_of(item, u_one))
         print(f"pair {number}: {row_of(item, tables[list(tables)[-1]])['dice']:.3f}", end="\r", flush=True)
     print(
-        f"\n{len(chosen)} pairs; CPU s each {np.mean(seconds, axis=0).round(1)} (mode with demons, samples)"
+        f"\n{len(seconds)} pairs; CPU s each {np.mean(seconds, axis=0).round(1)} (mode with demons, samples)"
     )
     for name, found_rows in rows.items():
         keys = ("dice", "ncc", "folded_%", "folded_strict_%", "min_det")
@@ -221,16 +275,13 @@ def brain(data: Path, options: argparse.Namespace) -> None:
     with np.load(data / "deformation/brain3d_pair_half.npz") as file:
         arrays = {name: file[name] for name in file.files}
     grid = Grid(arrays["fixed"].shape, np.diag([2.0, 2.0, 2.0, 1.0]))
-    labels = tuple(
-        np.where(np.isin(arrays[f"{side}_seg"], arrays["labels"]), arrays[f"{side}_seg"], 0).astype(np.int64)
-        for side in ("fixed", "moving")
-    )
+    labels = tuple(known_labels(arrays[f"{side}_seg"], arrays) for side in ("fixed", "moving"))
     began, wall = time.process_time(), time.time()
-    overrides = ("sampler=tempered_volume", *options.overrides)
+    overrides = ("operator=register_subjects", "sampler=tempered_volume", *options.overrides)
     item, measurement, mode = item_of(arrays["fixed"], arrays["moving"], grid, labels, overrides)
-    print(
-        f"mode: {time.process_time() - began:.0f} CPU s, {time.time() - wall:.0f} s; {item.notes}", flush=True
-    )
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"mode: {time.process_time() - began:.0f} CPU s, {time.time() - wall:.0f} s, {memory:.1f} GB")
+    print(item.transform.coordinates.event_shape, item.notes, flush=True)
     tables = {TITLES[k]: v for k, v in all_baselines(item, mode, lambda: None).items()}
     for name, u in tables.items():
         tell_row(name, row_of(item, u))
@@ -253,6 +304,30 @@ def brain(data: Path, options: argparse.Namespace) -> None:
     )
 
 
+def slices(data: Path, options: argparse.Namespace) -> None:
+    """Planes of brains of two people: Dice over 30 labels of the mode and of demons."""
+    with np.load(data / "deformation/brain2d_pairs.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    grid = Grid(arrays["fixed"].shape[1:], np.eye(4))
+    overrides = ("operator=register_subjects", *options.overrides)
+    rows: dict[str, list[dict[str, float]]] = {}
+    began = time.process_time()
+    for number in range(0, len(arrays["fixed"]), options.every):
+        labels = tuple(known_labels(arrays[f"{side}_seg"][number], arrays) for side in ("fixed", "moving"))
+        item, _, mode = item_of(arrays["fixed"][number], arrays["moving"][number], grid, labels, overrides)
+        for name, u in all_baselines(item, mode, lambda: None).items():
+            rows.setdefault(TITLES[name], []).append(row_of(item, u))
+    count = len(rows[TITLES["mode"]])
+    print(f"{count} pairs, {(time.process_time() - began) / count:.1f} CPU s each, demons included")
+    for name, found in rows.items():
+        tell_row(name, {key: float(np.mean([row[key] for row in found])) for key in found[0]})
+
+
+def known_labels(labels: np.ndarray, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """The 30 labels that are judged, 0 elsewhere."""
+    return np.where(np.isin(labels, arrays["labels"]), labels, 0).astype(np.int64)
+
+
 def tell_row(name: str, row: dict[str, float]) -> None:
     """One row of a table."""
     keys = ("dice", "ncc", "folded_%", "folded_strict_%", "min_det", "mean_|u|")
@@ -263,7 +338,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = {"simulated": simulated, "lungs": lungs, "cardiac": cardiac, "brain": brain}
+    known = {"simulated": simulated, "lungs": lungs, "cardiac": cardiac, "spread": spread, "brain": brain}
+    known["slices"] = slices
     parser.add_argument("what", choices=sorted(known))
     parser.add_argument("data", type=Path)
     parser.add_argument("--every", type=int, default=1)

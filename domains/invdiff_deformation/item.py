@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from invdiff import GaussianNoise, GaussianPrior, Measurement, Noise, compose, load_plugin
@@ -51,6 +51,7 @@ class Item:
         held_out: points that only judge.
         truth: known displacement in voxels, of phantoms.
         options: of the operator.
+        spread: how many times as far from their mean the samples are taken to lie, see `judge.Drawn`.
         contour_std: std in mm of where an observer draws a boundary, in the coverage of boundaries.
         output_frame: LPS or RAS, of the vectors in displacement files.
         notes: for the report.
@@ -69,6 +70,7 @@ class Item:
     points: Points | None = None
     held_out: Points | None = None
     truth: Float[np.ndarray, "d *grid"] | None = None
+    spread: float = 1.0
     contour_std: float = 0.0
     output_frame: str = "LPS"
     notes: dict[str, Any] = field(default_factory=dict)
@@ -228,7 +230,7 @@ def begun(item: Item) -> tuple[Item, Measurement, Tensor | None]:
         return item, measurement, None if measurement.operator.linear else item.mode(1.0, 1.0)
     sigma, beta = float(given_sigma or FIRST[0]), float(given_beta or FIRST[1])
     state = item.mode(sigma, beta)
-    if given_sigma is None or given_beta is None:
+    if given_beta is None or (given_sigma is None and options["similarity"] == "mse"):
         left = item.residual(state)
         sigma = float(given_sigma or max(left.std, 1e-4))
         beta = float(given_beta or 1 / left.area)
@@ -249,8 +251,8 @@ def begun(item: Item) -> tuple[Item, Measurement, Tensor | None]:
 
 
 def registered(
-    fixed: Float[np.ndarray, "*grid"],
-    moving: Float[np.ndarray, "*grid"],
+    fixed: Real[np.ndarray, "*grid"],
+    moving: Real[np.ndarray, "*grid"],
     grid: Grid,
     labels: tuple[Int[np.ndarray, "*grid"], Int[np.ndarray, "*grid"]] | None = None,
     overrides: Sequence[str] = (),
@@ -259,19 +261,17 @@ def registered(
     config = compose(["domain=deformation", *overrides])
     prior: Any = load_plugin("priors", str(config["prior"]["name"]))(config["prior"])
     coordinates = prior.coordinates(grid)
-    images = [
-        Image(name, values.astype(np.float32), grid)
-        for name, values in (("fixed", fixed), ("moving", moving))
-    ]
     item = Item(
         name="pair",
-        fixed=images[0],
-        moving=images[1],
+        fixed=Image("fixed", fixed.astype(np.float32), grid),
+        moving=Image("moving", moving.astype(np.float32), grid),
         transform=Transform(coordinates),
         prior=coordinates.prior,
         inside=np.ones(grid.shape, dtype=bool),
         options=config["operator"],
         to_moving=between(grid, grid),
         labels=labels,
+        spread=float(config["domain"]["spread"]),
+        contour_std=float(config["domain"]["contour_std"]),
     )
     return begun(item)

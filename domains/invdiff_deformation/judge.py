@@ -33,9 +33,18 @@ class Drawn:
     posterior: Posterior
 
     @cached_property
+    def states(self) -> Float[Tensor, "samples *event"]:
+        """The samples, `spread` times as far from their mean, no coordinate beyond the prior's std of 1."""
+        samples, mean = self.posterior.samples, self.posterior.mean
+        if self.item.spread == 1 or len(samples) < 2:
+            return samples
+        factor = samples.std(dim=0).clamp_min(1e-6).reciprocal().clamp(1.0, self.item.spread)
+        return mean + factor * (samples - mean)
+
+    @cached_property
     def u(self) -> Float[Tensor, "samples d *grid"]:
         """Displacements of the samples, in voxels."""
-        return torch.cat([self.item.transform.displacement(z[None]) for z in self.posterior.samples])
+        return torch.cat([self.item.transform.displacement(z[None]) for z in self.states])
 
     @cached_property
     def representative(self) -> Float[Tensor, "d *grid"]:

@@ -4,8 +4,8 @@
 
 phi_k are the cosines of `prior.Modes`, r(k) is the rms of mode k over the training velocities, in fractions
 of the side, so that every coordinate of z has a variance near 1 and the Gaussian of the same spectrum is
-N(0, I). With sigma_data = 1 EDM preconditioning is D(z; sigma) = z / (1 + sigma^2) + c_out F, the Gaussian's denoiser
-and what the network knows beyond it: where hearts contract, and how the modes go together.
+N(0, I). With sigma_data = 1 EDM preconditioning is D(z; sigma) = z / (1 + sigma^2) + c_out F, the
+Gaussian's denoiser and what the network knows beyond it: where hearts contract, how the modes go together.
 
 Source: preconditioning, Karras et al. 2022 (arXiv 2206.00364).
 """

@@ -47,6 +47,11 @@ def prepared(config: Config) -> Item:
     fixed = formats.read_image(Path(given) if given else EXAMPLES / "fixed.nii.gz")
     notes: dict[str, Any] = {"data": fixed.name if given else "a phantom of our own making (bundled)"}
     moving = None if settings["moving"] is None else formats.read_image(Path(settings["moving"]))
+    if float(settings["spread"]) != 1:
+        notes["spread"] = (
+            f"samples lie {float(settings['spread']):g} times as far from their mean as they were drawn, no "
+            "coordinate beyond the prior (domain.spread)"
+        )
     if moving is None and options["name"] == "register":
         raise InputError("registration needs the image that is moved; give --moving FILE")
     if options["name"] != "register" and options["points"] is None:
@@ -100,6 +105,7 @@ def prepared(config: Config) -> Item:
         points=points,
         held_out=held_out,
         truth=truth,
+        spread=float(settings["spread"]),
         contour_std=float(settings["contour_std"]),
         output_frame=frame,
         notes=notes,
@@ -134,6 +140,7 @@ def _check(settings: Mapping[str, Any], options: Mapping[str, Any]) -> None:
             0 < float(options["label_beta"]) <= 1,
             "a number above 0, at most 1",
         ),
+        "domain.spread": (settings["spread"], 1 <= float(settings["spread"]) <= 10, "a factor of 1 to 10"),
         "domain.contour_std": (
             settings["contour_std"],
             float(settings["contour_std"]) >= 0,

@@ -53,7 +53,7 @@ def write_results(drawn: Drawn, folder: Path) -> None:
         output.write_table(folder / "points.csv", _points(drawn))
     velocity = item.transform.coordinates.velocity(mean)[0]
     squarings = item.transform.coordinates.squarings
-    output.write_velocity(folder / "velocity.safetensors", drawn.posterior.samples, velocity, squarings)
+    output.write_velocity(folder / "velocity.safetensors", drawn.states, velocity, squarings)
 
 
 def _points(drawn: Drawn) -> list[dict[str, object]]:
