@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from invdiff import GaussianNoise, GaussianPrior, Measurement, Noise, compose, load_plugin
-from invdiff_deformation import flow
+from invdiff_deformation import flow, metrics
 from invdiff_deformation.formats import Image, Points
 from invdiff_deformation.grid import Grid, between
 from invdiff_deformation.likelihoods import Joined, Scored, TemperedNoise
@@ -27,6 +27,7 @@ from invdiff_deformation.operators import (
     Transform,
     observed,
 )
+from invdiff_deformation.regions import Surface, Volume
 from invdiff_deformation.register import COARSE, FIRST, Residual, blurred, coarse_to_fine, residual_of
 
 SIMILARITIES = ("mse", "lncc", "mi")
@@ -159,8 +160,29 @@ class Item:
             inside = torch.from_numpy(self.inside)
             term_of = Labels(moving, fixed, len(values), inside, self.carried, error, weight)
             found.append((term_of, Scored(), torch.zeros(int(self.inside.sum()))))
+        if (self.options["surfaces"] or self.options["volumes"]) and self.labels is not None:
+            found.extend(self._regions())
         if self.points is not None:
             found.append((self._displacements(self.points), GaussianNoise(1.0), self._seen(self.points)))
+        return found
+
+    def _regions(self) -> list[Piece]:
+        """Surfaces and volumes of the labels that both maps have."""
+        assert self.labels is not None and self.moving is not None
+        fixed, moving = self.labels
+        half, found = float(np.mean(self.grid.spacing)) / 2, list[Piece]()
+        for label in [int(one) for one in np.intersect1d(fixed, moving) if one > 0]:
+            inside, there = fixed == label, moving == label
+            if self.options["surfaces"]:
+                distance = torch.from_numpy(metrics.signed_distance(there, self.moving.grid.spacing)).float()
+                points = torch.from_numpy(np.argwhere(metrics.surface(inside) & self.inside))
+                term = Surface(distance, points, float(self.options["surface_std"]), half, self.carried)
+                found.append((term, GaussianNoise(1.0), torch.zeros(len(points))))
+            if self.options["volumes"]:
+                std = float(self.options["volume_std"])
+                ratio = there.sum() * self.moving.grid.voxel / (inside.sum() * self.grid.voxel)
+                y = torch.full((1,), float(np.log(ratio)) / std)
+                found.append((Volume(torch.from_numpy(inside), std), GaussianNoise(1.0), y))
         return found
 
     def frame(self) -> Float[np.ndarray, "3 d"]:

@@ -84,6 +84,10 @@ def prepared(config: Config) -> Item:
             coordinates, points = _fitted(prior.spectrum, fixed.grid, points, notes)
     inside, seen = _masks(settings, fixed, moving, notes)
     labels = _labels(settings, fixed, moving, notes)
+    if labels is None and any(options[key] for key in ("labels", "surfaces", "volumes")):
+        raise InputError(
+            "operator.labels, surfaces and volumes need label maps; give domain.labels and moving_labels"
+        )
     frame, truth = str(settings["frame"]), None
     if settings["truth"] is not None:
         truth = output.read_displacement(Path(settings["truth"]), fixed.grid, frame)
@@ -139,6 +143,12 @@ def _check(settings: Mapping[str, Any], options: Mapping[str, Any]) -> None:
             options["label_beta"],
             0 < float(options["label_beta"]) <= 1,
             "a number above 0, at most 1",
+        ),
+        "operator.surface_std": (options["surface_std"], float(options["surface_std"]) > 0, "mm above zero"),
+        "operator.volume_std": (
+            options["volume_std"],
+            float(options["volume_std"]) > 0,
+            "a std above zero",
         ),
         "domain.spread": (settings["spread"], 1 <= float(settings["spread"]) <= 10, "a factor of 1 to 10"),
         "domain.contour_std": (
