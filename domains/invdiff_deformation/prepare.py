@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from invdiff_deformation.formats import Image, Points
 from invdiff_deformation.grid import Grid, between
 from invdiff_deformation.item import SIMILARITIES, Item
 from invdiff_deformation.operators import TRANSFORMS, Transform
-from invdiff_deformation.prior import Modes, Spectrum
+from invdiff_deformation.prior import Modes, Spectrum, VelocityPrior
 
 EXAMPLES = Path(__file__).resolve().parent / "examples"
 EXAMPLE = {
@@ -81,6 +82,8 @@ def prepared(config: Config) -> Item:
         kind = "displacements" if options["name"] == "displacement" else "landmarks"
         notes["points"] = f"{len(points.std)} {kind}, std {np.median(points.std):.3g} mm"
         if options["evidence"]:
+            if not isinstance(prior, VelocityPrior):
+                raise InputError("operator.evidence fits the Gaussian prior to points; use prior=velocity")
             coordinates, points = _fitted(prior.spectrum, fixed.grid, points, notes)
     inside, seen = _masks(settings, fixed, moving, notes)
     labels = _labels(settings, fixed, moving, notes)
@@ -93,7 +96,7 @@ def prepared(config: Config) -> Item:
         truth = output.read_displacement(Path(settings["truth"]), fixed.grid, frame)
     notes["grid"] = _grid_words(fixed.grid) + ("" if fixed.grid.known else f"; {formats.NO_AFFINE}")
     notes["state"] = (
-        f"{coordinates.event_shape[0]} coordinates of a velocity, {coordinates.squarings} squarings"
+        f"{math.prod(coordinates.event_shape)} coordinates of a velocity, {coordinates.squarings} squarings"
     )
     return Item(
         name=formats.stem_of(Path(given)) if given else "example",

@@ -25,6 +25,7 @@ from invdiff_deformation.item import registered
 from invdiff_deformation.learned import LEVELS, ModeNetwork
 from invdiff_deformation.prior import cosine_basis
 
+MOVES = 8  # copies of every velocity from which the scale of the modes is taken
 FIELD = 64  # points a side at which velocities are kept
 ROTATION, SCALE, SHIFT = 10.0, 0.08, 0.03  # std of what a velocity is turned, scaled and shifted by
 
@@ -66,8 +67,9 @@ class Velocities:
         self.rms = torch.ones(1, 1)
 
     def bind(self, side: int) -> None:
-        """r(k): the rms of each shell of |k| over the training velocities."""
-        modes = coefficients(self.train, side)
+        """r(k): the rms of each shell of |k| over the training velocities, each moved a few times."""
+        generator = torch.Generator().manual_seed(0)
+        modes = torch.cat([coefficients(moved(self.train, generator), side) for _ in range(MOVES)])
         axis = torch.arange(side)
         shell = (axis[:, None].square() + axis.square()).double().sqrt().round().long()
         power = modes.double().square().mean(dim=(0, 1)).flatten()
@@ -85,8 +87,8 @@ class Velocities:
         return self.scaled(moved(sign * self.train[chosen], generator))
 
     def validation(self) -> Float[Tensor, "n 2 side side"]:
-        """The held-out velocities."""
-        return self.scaled(self.held)
+        """The held-out velocities, each moved once, always in the same way."""
+        return self.scaled(moved(self.held, torch.Generator().manual_seed(0)))
 
     def objective(self, network: nn.Module, settings: TrainSettings) -> Denoising:
         """The EDM loss of z."""
