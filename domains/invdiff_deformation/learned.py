@@ -120,6 +120,11 @@ class LearnedVelocity:
     def card(self) -> PriorCard:
         return self._network.card
 
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """(2, side, side): of z."""
+        return (2, *self.rms.shape)
+
     def denoise(self, x: Float[Tensor, "batch *event"], sigma: Sigma) -> Float[Tensor, "batch *event"]:
         return self._network.denoise(x, sigma)
 
