@@ -267,7 +267,9 @@ def begun(item: Item) -> tuple[Item, Measurement, Tensor | None]:
             "" if beta == 1 else ": a tempered posterior, voxels weigh as independent residuals would"
         )
     else:
-        notes["beta"] = f"{beta:.3g}: {options['similarity']} is a profile likelihood, tempered by it"
+        tempered = f"{options['similarity']} is a profile likelihood, "
+        tempered += "tempered by it" if beta < 1 else "every voxel counts once: the spread is too small"
+        notes["beta"] = f"{beta:.3g}: {tempered}"
     item = replace(item, notes=notes)
     return item, item.measurement(sigma, beta), state
 
