@@ -24,7 +24,7 @@ def arrays_of(name: str) -> dict[str, np.ndarray]:
 
 
 def test_hearts_are_registered() -> None:
-    """Every 22nd test pair (one is of an apex, .67): mean Dice of the left ventricle as measured, no folding."""
+    """Every 22nd test pair (one is of an apex, .67): mean Dice of the ventricle as measured, no folding."""
     data = arrays_of("sunnybrook_ed_es_2d.npz")
     rows = []
     for k in np.flatnonzero(data["split"] == "test")[::22]:
