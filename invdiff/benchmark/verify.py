@@ -55,6 +55,9 @@ SCALING, EVIDENCE = "scaling", "evidence"
 REPEATED = (SCALING, EVIDENCE)  # problems for particle methods only, over many filters
 FACTOR = 1.5  # of the floor that is still called exact
 LIMIT = 4.0  # standard deviations of a statistic
+SMALL = (
+    0.003  # difference of a statistic that is not held against a sampler; of mode weights, one draw in 300
+)
 
 
 @dataclass(frozen=True)
@@ -253,7 +256,8 @@ def compare(sampler: Sampler, known: Known, drawn: Draws, prior: Counted, second
     wrong = [
         name
         for name, score in scores.items()
-        if abs(score.z) > slack * LIMIT and abs(score.value - score.exact) > 0.05 * abs(score.exact)
+        if abs(score.z) > slack * LIMIT
+        and abs(score.value - score.exact) > max(0.05 * abs(score.exact), SMALL)
     ]
     words = [f"{distance / floor:.3g} floors"] if far else []
     words += [f"{name} {scores[name].value:.3g} for {scores[name].exact:.3g}" for name in wrong]

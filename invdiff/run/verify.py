@@ -98,9 +98,31 @@ def left_out(rows: list[Row]) -> list[str]:
     return [f"{name} on {', '.join(problems)}: {note}" for (name, note), problems in reasons.items()]
 
 
+def summary(rows: list[Row]) -> str:
+    """How many problems of a family every sampler is exact on, of those that it runs on, as Markdown."""
+    families = list(dict.fromkeys(row.problem.split()[0].rstrip(",") for row in applicable(rows)))
+    lines = ["| exact on | " + " | ".join(families) + " |", "|" + "---|" * (len(families) + 1)]
+    for name in dict.fromkeys(row.sampler for row in applicable(rows)):
+        cells = []
+        for family in families:
+            mine = [
+                row
+                for row in applicable(rows)
+                if row.sampler == name and row.problem.split()[0].rstrip(",") == family
+            ]
+            good, broken = sum(row.verdict == "exact" for row in mine), sum(not row.agrees for row in mine)
+            cells.append(
+                (f"{good} of {len(mine)}" + (f", **{broken} break its claim**" * bool(broken)))
+                if mine
+                else ""
+            )
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def markdown(rows: list[Row]) -> str:
-    """The table as Markdown, and below it what does not apply."""
-    lines = ["| " + " | ".join(HEADS) + " |", "|" + "---|" * len(HEADS)]
+    """The summary and the table as Markdown, and below it what does not apply."""
+    lines = [summary(rows), "| " + " | ".join(HEADS) + " |", "|" + "---|" * len(HEADS)]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in applicable(rows)]
     if others := left_out(rows):
         lines += ["", "Not applicable:", "", *(f"- {line}" for line in others)]
@@ -135,7 +157,7 @@ def figure(rows: list[Row], path: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import NullFormatter
 
-    shown = [row for row in rows if math.isfinite(row.distance) and row.calls > 0]
+    shown = [row for row in rows if math.isfinite(row.distance) and row.sampler != "(exact draws)"]
     problems = list(dict.fromkeys(row.problem for row in shown))
     if not problems:
         return
