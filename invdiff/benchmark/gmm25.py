@@ -106,6 +106,25 @@ class Gmm25:
             parts.append((self.mode_weights.log() - 0.5 * (gap.square().sum(2) + seen)).softmax(1))
         return torch.cat(parts)
 
+    def kolmogorov(self, x: Float[Tensor, "count dim"], directions: int = 16) -> float:
+        """Largest sqrt(count) sup |F_n - F| over fixed directions theta, F the exact marginal
+
+        sum_k w_k N(theta m_k, 1 - sum_i (v_i theta)^2 s_i^2 / (s_i^2 + sigma_y^2)).
+        """
+        generator = torch.Generator().manual_seed(16)
+        theta = torch.randn(directions, *self.shape, generator=generator, dtype=torch.float64)
+        theta = theta / theta.norm(dim=1, keepdim=True)
+        shrink = self.singular**2 / (self.singular**2 + self._noise)
+        std = (1 - (theta @ self.right.T).square() @ shrink).sqrt()
+        along = (x.double() @ theta.T).sort(dim=0).values
+        centers = self.mode_means @ theta.T
+        exact = torch.zeros_like(along)
+        for weight, center in zip(self.mode_weights, centers, strict=True):
+            exact = exact + weight * torch.special.ndtr((along - center) / std)
+        rank = torch.arange(1, len(x) + 1, dtype=torch.float64)[:, None] / len(x)
+        gap = torch.maximum((rank - exact).abs(), (rank - 1 / len(x) - exact).abs())
+        return math.sqrt(len(x)) * float(gap.max())
+
     def mode_error(self, x: Float[Tensor, "count dim"]) -> float:
         """Total variation between the samples' soft mode counts and the exact mode weights."""
         return 0.5 * float((self.responsibilities(x).mean(0) - self.mode_weights).abs().sum())

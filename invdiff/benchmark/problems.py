@@ -152,7 +152,11 @@ def mixture(dim: int, data: int, seed: int) -> Known:
         sliced,
         problem.log_evidence,
         sigma_max=25 * problem.prior.card.std,
-        statistics={"chi2": chi2_of(problem.measurement), "mode error": problem.mode_error},
+        statistics={
+            "chi2": chi2_of(problem.measurement),
+            "mode error": problem.mode_error,
+            "Kolmogorov": problem.kolmogorov,
+        },
     )
 
 

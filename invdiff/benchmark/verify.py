@@ -11,6 +11,8 @@ particles a draw as it ships with. Its draws are compared with exact ones by the
     biased     outside, with the figures
     fails      outside although the sampler's claim covers the problem, or not finite
 
+A claim is broken only where a second try, four times the draws of another seed, says so too.
+
 Two problems are for particle methods alone, over many filters: `scaling` (the error falls as N^-1/2) and
 `evidence` (the mean of Z / p(y) is 1); each has the same code without weights beside it.
 
@@ -318,9 +320,25 @@ def verify(
                     keep(row)
             continue
         for known in table[problem]():
-            for sampler in [*controls(known), *(shipped(name, known) for name in chosen)]:
-                keep(judge(sampler, known, seed))
+            for control in controls(known):
+                keep(judge(control, known, seed))
+            for name in chosen:
+                keep(in_two_stages(name, known, seed))
     return rows
+
+
+def in_two_stages(name: str, known: Known, seed: int) -> Row:
+    """The verdict; what breaks its claim is tried again with four times the draws of another seed.
+
+    A statistic of a right sampler lies beyond its limit once in ten thousand, and a board has thousands: a
+    claim is broken where both stages say so.
+    """
+    row = judge(shipped(name, known), known, seed)
+    if row.agrees:
+        return row
+    more = replace(known, draws=4 * known.draws)
+    again = judge(shipped(name, more), more, seed + 1)
+    return row if not again.agrees else replace(again, note=f"{again.note} (on a second try)".strip())
 
 
 def repeated(name: str, what: str, seed: int) -> list[Row]:
