@@ -4,7 +4,7 @@ A sampler is run with its shipped settings through the public loop, except that 
 dwarfs the prior of the problem and that a particle method returns all its draws from one filter, with as many
 particles a draw as it ships with. Its draws are compared with exact ones by the problem's distance, whose
 *floor* is the same distance between two exact sets, and by statistics with a known value
-(chi2, mode weights). A verdict is
+(chi2, mode weights, Kolmogorov-Smirnov along directions). A verdict is
 
     exact      distance within 1.5 floors (and four of its standard deviations), every statistic
                within its Monte Carlo error
