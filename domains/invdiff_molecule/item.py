@@ -212,7 +212,8 @@ def _learned(settings: Mapping[str, Any], vocabulary: Vocabulary, most: int, tru
     asked = _terms(settings.get("operators") or [settings], vocabulary, most, truth)
     operator = Predicted(network, asked["terms"])
     asked["measurement"] = Measurement(operator, GaussianNoise(1.0), operator.data(asked["terms"]))
-    return asked | {"size": int(settings["heavy_atoms"])}
+    size = int(settings["heavy_atoms"]) if truth is None else truth.GetNumHeavyAtoms()
+    return asked | {"size": size}
 
 
 def _terms(

@@ -64,7 +64,8 @@ class GraphRegressor(nn.Module):
         if unknown := [name for name in self.properties if name not in PROPERTIES]:
             raise InputError(f"unknown property {unknown[0]!r}; known are {', '.join(PROPERTIES)}")
         self.enter = nn.Linear(len(self.names), width)
-        self.orders = nn.Parameter(0.1 * torch.randn(layers, ORDERS, width))
+        self.orders = nn.Parameter(torch.empty(layers, ORDERS, width))
+        nn.init.normal_(self.orders, std=0.1)
         self.eps = nn.Parameter(torch.zeros(layers))
         self.layers = nn.ModuleList(
             nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width))

@@ -180,3 +180,13 @@ def test_the_pareto_set_is_what_no_other_row_beats():
     ]
     rows = [(1.0, 10.0, 0.5), (0.5, 10.0, 0.5), (2.0, 30.0, 0.4), (1.0, 10.0, 0.6), (1.0, 10.0, 0.5)]
     assert front(terms, rows) == [True, False, True, False, True]
+
+
+def test_a_question_from_a_molecule_has_its_size(tmp_path):
+    (tmp_path / "some.smi").write_text("CCOC(C)=O\n")
+    config = compose(["operator=learned", "operator.name=logp", f"input.path={tmp_path / 'some.smi'}"])
+    (problem,) = MoleculeDomain().problems(config)
+    assert problem.context.size == 6
+    assert problem.context.terms[0].target == pytest.approx(
+        PROPERTIES["logp"].value(read_smiles("CCOC(C)=O"))
+    )
