@@ -85,6 +85,10 @@ _EXPORTS = {
     "Saturation": "invdiff.measurement.nonlinear",
     "Composed": "invdiff.measurement.operator",
     "Composition": "invdiff.prior.compose",
+    "MaskedComposition": "invdiff.prior.compose",
+    "log_powers": "invdiff.prior.compose",
+    "FilterSettings": "invdiff.sampler.feynman_kac",
+    "run_filter": "invdiff.sampler.feynman_kac",
     "LatentPrior": "invdiff.sampler.latent",
     "autoencoder_maps": "invdiff.sampler.latent",
     "Unguided": "invdiff.sampler.guidance.unguided",
@@ -102,7 +106,12 @@ _EXPORTS = {
     "sample_prior": "invdiff.sampler.unconditional",
 }
 
-_RENAMED = {"keyed_stream": "stream", "load_plugin": "load"}
+_RENAMED = {
+    "keyed_stream": "stream",
+    "load_plugin": "load",
+    "FilterSettings": "Settings",
+    "run_filter": "run",
+}
 
 __all__ = [
     "MASK",
@@ -120,6 +129,7 @@ __all__ = [
     "Estimates",
     "Figure",
     "FileExchange",
+    "FilterSettings",
     "FirstHitting",
     "Gain",
     "GaussianMixture",
@@ -131,6 +141,7 @@ __all__ = [
     "LatentPrior",
     "LinearOperator",
     "Magnitude",
+    "MaskedComposition",
     "MaskedPrior",
     "MatrixOperator",
     "Measurement",
@@ -180,10 +191,12 @@ __all__ = [
     "keyed_stream",
     "load_plugin",
     "load_safetensors",
+    "log_powers",
     "make_sampler",
     "nuts",
     "posterior_mode",
     "read_prior",
+    "run_filter",
     "sample",
     "sample_prior",
     "save_prior",
@@ -216,7 +229,7 @@ if TYPE_CHECKING:
     from invdiff.measurement.stack import StackedOperator
     from invdiff.posterior import Posterior
     from invdiff.prior.checkpoint import card_from, load_safetensors, read_prior, save_prior, wrap_deepinv
-    from invdiff.prior.compose import Composition
+    from invdiff.prior.compose import Composition, MaskedComposition, log_powers
     from invdiff.prior.gaussian import GaussianPrior
     from invdiff.prior.masked import MASK, MaskedPrior, NoLevels
     from invdiff.prior.mixture import GaussianMixture
@@ -237,6 +250,8 @@ if TYPE_CHECKING:
         exchange_folder,
         start_size,
     )
+    from invdiff.sampler.feynman_kac import Settings as FilterSettings
+    from invdiff.sampler.feynman_kac import run as run_filter
     from invdiff.sampler.first_hitting import FirstHitting
     from invdiff.sampler.guidance.guidance import Claim
     from invdiff.sampler.guidance.unguided import Unguided

@@ -1,4 +1,4 @@
-"""`graph`: generic graphs of which some pairs are known, or the number of edges.
+"""`graph`: generic graphs of which some pairs, the degrees or the number of edges are known.
 
 Input is an `.npz` of adjacencies or a list of edges (retrospective: pairs are hidden by chance, so
 labelled), or nothing for the bundled example. With a masked prior the known pairs stand in the graph from
@@ -27,7 +27,6 @@ from invdiff import (
     Figure,
     GaussianNoise,
     InputError,
-    LinearOperator,
     Measurement,
     Posterior,
     Prior,
@@ -39,9 +38,9 @@ from invdiff import (
 )
 from invdiff.imaging import page_of, save
 from invdiff_molecule.chemistry import Graph
-from invdiff_molecule.formula import FormulaProposal
 from invdiff_molecule.graph_data import communities, community_set, distance, read_graphs
-from invdiff_molecule.masked import Layout, MaskedGraphPrior
+from invdiff_molecule.graph_operators import Degrees, EdgeCount, KnownPairs
+from invdiff_molecule.masked import MaskedGraphPrior
 from invdiff_molecule.priors import GraphPrior, draws_alone, of_graphs, under_levels
 from invdiff_molecule.state import graphs_of
 
@@ -51,70 +50,6 @@ CONVENTION = (
     "spectral: MMD^2 (kernel exp(-W1^2 / 2 s^2), biased) of the draws to the reference graphs, of as many "
     "nodes where that number is known; the posterior of one graph is not expected to be near them"
 )
-
-
-class KnownPairs(LinearOperator):
-    """y = A_ij of some pairs i < j.
-
-    Args:
-        known: pairs, upper triangle.
-        features: F, columns of the nodes.
-    """
-
-    def __init__(self, known: Bool[Tensor, "N N"], features: int) -> None:
-        self.known, self.features = torch.triu(known, 1), features
-        self.event_shape = (len(known), features + len(known))
-
-    def forward(self, x: Float[Tensor, "batch N C"]) -> Float[Tensor, "batch pairs"]:
-        return x[..., self.features :][..., self.known.to(x.device)]
-
-    def impose(self, x: Float[Tensor, "batch N C"], y: Float[Tensor, "pairs"]) -> Float[Tensor, "batch N C"]:
-        """x with the pairs that are known."""
-        out = x.clone()
-        out[..., self.features :][..., self.known.to(x.device)] = y.to(x)
-        return out
-
-    def adjoint(self, y: Float[Tensor, "batch pairs"]) -> Float[Tensor, "batch N C"]:
-        assert self.event_shape is not None
-        out = y.new_zeros((*y.shape[:-1], *self.event_shape))
-        edges = out[..., self.features :]
-        edges[..., self.known.to(y.device)] = y
-        return out
-
-
-class EdgeCount(LinearOperator):
-    """y = sum_{i<j} A_ij."""
-
-    def __init__(self, most: int, features: int) -> None:
-        self.most, self.features = most, features
-        self.event_shape = (most, features + most)
-        self.upper = torch.triu(torch.ones(most, most), 1)
-
-    def forward(self, x: Float[Tensor, "batch N C"]) -> Float[Tensor, "batch one"]:
-        return (x[..., self.features :] * self.upper.to(x)).sum((-1, -2))[..., None]
-
-    def adjoint(self, y: Float[Tensor, "batch one"]) -> Float[Tensor, "batch N C"]:
-        edges = y[..., None] * self.upper.to(y)
-        return torch.cat([edges.new_zeros((*edges.shape[:-1], self.features)), edges], dim=-1)
-
-    def proposal(self, prior: MaskedGraphPrior, measurement: Measurement) -> EdgeProposal:
-        """Every pair tilted to what is left of the edges."""
-        return EdgeProposal(prior.layout, float(measurement.y.cpu()[0]))
-
-
-class EdgeProposal(FormulaProposal):
-    """q of a number of edges: the tilt of the bonds of a formula, for a total that is known."""
-
-    def __init__(self, layout: Layout, edges: float) -> None:
-        self.layout, self.edges = layout, edges
-
-    def atoms(self, tokens: Tensor, site: Tensor, log_p: Tensor) -> Tensor:
-        """The prior's own."""
-        return log_p[torch.arange(len(site)), site, : self.layout.kinds]
-
-    def total(self, atoms: Tensor) -> Tensor:
-        """The number of edges."""
-        return torch.full((len(atoms),), self.edges, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -128,6 +63,7 @@ class GraphItem:
         known: pairs that were seen, upper triangle.
         draws, seed: of the prior alone.
         references: graphs to compare with.
+        degrees: of every node, where they are asked for.
     """
 
     prior: GraphPrior
@@ -137,6 +73,7 @@ class GraphItem:
     draws: int
     seed: int
     references: Sequence[Graph]
+    degrees: tuple[int, ...] | None = None
 
     @property
     def features(self) -> int:
@@ -159,12 +96,19 @@ class GraphDomain:
         settings = config["operator"]
         if settings["kind"] == "edges":
             return [self._count(prior, config)]
-        if settings["kind"] != "masked_edges":
+        if settings["kind"] not in ("masked_edges", "degrees"):
             raise InputError(f"the graph domain has no operator {settings['kind']!r}")
+        path = config["input"].get("path")
+        if settings["kind"] == "degrees":
+            if path is None:
+                return [self._degrees("question", settings["degrees"], prior, config)]
+            return [
+                self._degrees(name, graph.bonds.sum(1).tolist(), prior, config)
+                for name, graph in read_graphs(Path(str(path)))
+            ]
         share = float(settings["share"])
         if not 0 < share < 1:
             raise InputError(f"operator.share is {share}; it must lie between 0 and 1")
-        path = config["input"].get("path")
         items = read_graphs(Path(str(path))) if path else [("example", communities(1, EXAMPLE)[0])]
         return [
             self._hidden(name, graph, prior, config, number) for number, (name, graph) in enumerate(items)
@@ -219,6 +163,23 @@ class GraphDomain:
         words = f"{wanted:g} edges (sigma {noise.sigma:g})"
         return Problem("question", measurement, prior.event_shape, item, {"question": words})
 
+    @staticmethod
+    def _degrees(name: str, given: Any, prior: GraphPrior, config: Config) -> Problem:
+        most, features = prior.event_shape[0], prior.event_shape[1] - prior.event_shape[0]
+        if not isinstance(given, Sequence) or not all(isinstance(one, int) for one in given):
+            raise InputError(
+                f"operator.degrees is {given!r}; give the degree of every node, such as [2, 2, 1, 1]"
+            )
+        operator = Degrees(len(given), most, features)
+        y = operator.data(torch.tensor(list(given), dtype=torch.long))
+        under_levels(prior, config, len(given))
+        sized = prior.given(size=len(given))
+        noise = GaussianNoise(float(config["operator"]["sigma"]))
+        like = reference_graphs(config, len(given))
+        item = GraphItem(sized, sized, None, None, 64, int(config["seed"]), like, tuple(given))
+        words = f"degrees {', '.join(str(one) for one in given)}"
+        return Problem(name, Measurement(operator, noise, y), prior.event_shape, item, {"question": words})
+
     def adapt_prior(self, prior: Prior, problem: Problem) -> Prior:
         """The prior given what is known of the graph itself."""
         item: GraphItem = problem.context
@@ -244,6 +205,9 @@ class GraphDomain:
             graphs = item.graphs(x)
             row = completion(item, graphs)
             row["edges"] = float(np.mean([one.bonds.sum() / 2 for one in graphs]))
+            if item.degrees is not None:
+                met = [one.bonds.sum(1).tolist() == list(item.degrees) for one in graphs]
+                row["degrees met"] = float(np.mean(met))
             far = distance(graphs, references)
             table[name] = {**row, **far, "draws": float(len(graphs))}
         half = distance(references[::2], references[1::2])

@@ -11,6 +11,7 @@ without regard to the fragment.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,9 +22,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from invdiff import MASK, InputError, NoLevels, PriorCard, read_prior
+from invdiff import MASK, InputError, MaskedComposition, NoLevels, PriorCard, log_powers, read_prior
 from invdiff_molecule.chemistry import Graph, Vocabulary
 from invdiff_molecule.network import STEPS, GraphTransformer, distances, powers
+from invdiff_molecule.properties import known_properties
 from invdiff_molecule.state import pack
 
 ORDERS = 4
@@ -109,30 +111,50 @@ class MaskedGraphNetwork(nn.Module):
         nodes: N.
         paths: whether nodes and pairs also see what the decided bonds say of valences, rings and fragments:
             the bonds that an atom has left, how far apart two nodes are, and whether a path joins them.
+        properties: what the whole graph may be known to have, names of `properties.PROPERTIES`.
         width, edge_width, heads, layers: see `GraphTransformer`.
     """
 
     sizes: Tensor
+    center: Tensor
+    scale: Tensor
 
-    def __init__(self, tokens: Sequence[str], nodes: int, paths: bool = False, **transformer: int) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[str],
+        nodes: int,
+        paths: bool = False,
+        properties: Sequence[str] = (),
+        **transformer: int,
+    ) -> None:
         super().__init__()
         self.names = tuple(str(token) for token in tokens)
+        self.properties = known_properties(properties)
         self.layout, self.paths = Layout(nodes, len(self.names)), paths
-        kinds = self.layout.kinds
+        kinds, graph_in = self.layout.kinds, 2 + 2 * len(self.properties)
         node_in, edge_in = kinds + 4 + 2 * paths, ORDERS + 3 + STEPS * paths
-        self.transformer = GraphTransformer(node_in, edge_in, 2, kinds, ORDERS, nodes, **transformer)
+        self.transformer = GraphTransformer(node_in, edge_in, graph_in, kinds, ORDERS, nodes, **transformer)
         self.register_buffer("sizes", torch.ones(nodes + 1) / (nodes + 1))
+        # Of the properties in the training split; a network without any has none to save.
+        for name, start in (("center", 0.0), ("scale", 1.0)):
+            values = torch.full((len(self.properties),), start)
+            self.register_buffer(name, values, persistent=bool(self.properties))
         valences = torch.zeros(kinds)
         if self.names != (NODE,):
             valences = torch.from_numpy(Vocabulary.of(self.names).valences).float()
         self.register_buffer("valences", valences, persistent=False)
 
-    def forward(self, tokens: Int[Tensor, "batch sites"]) -> Float[Tensor, "batch sites vocabulary"]:
-        """Logits; minus infinity for tokens that a site cannot hold."""
+    def forward(
+        self, tokens: Int[Tensor, "batch sites"], wanted: Float[Tensor, "batch properties"] | None = None
+    ) -> Float[Tensor, "batch sites vocabulary"]:
+        """Logits; minus infinity for tokens that a site cannot hold.
+
+        `wanted` are values of the properties, NaN where one is not known; None where none is.
+        """
         layout = self.layout
         atoms, pairs = layout.split(tokens)
         most = max(int((atoms != layout.absent).sum(1).max()), 1) if len(atoms) else 1
-        node_out, edge_out = self.of_graphs(atoms[:, :most], pairs[:, :most, :most])
+        node_out, edge_out = self.of_graphs(atoms[:, :most], pairs[:, :most, :most], wanted)
         out = node_out.new_full((len(tokens), layout.sites, layout.vocabulary), -torch.inf)
         out[:, :most, : layout.kinds] = node_out
         rows, columns = layout.pairs
@@ -144,7 +166,10 @@ class MaskedGraphNetwork(nn.Module):
         return out
 
     def of_graphs(
-        self, atoms: Int[Tensor, "batch n"], pairs: Int[Tensor, "batch n n"]
+        self,
+        atoms: Int[Tensor, "batch n"],
+        pairs: Int[Tensor, "batch n n"],
+        wanted: Float[Tensor, "batch properties"] | None = None,
     ) -> tuple[Float[Tensor, "batch n kinds"], Float[Tensor, "batch n n orders"]]:
         """Logits of atoms and of pairs, whatever the padding."""
         layout = self.layout
@@ -172,11 +197,21 @@ class MaskedGraphNetwork(nn.Module):
             edges.append(joined)
         total = (count * (count + 1) / 2).clamp_min(1)
         undecided = (open_atom.sum(1) + open_pair.sum((1, 2)) / 2) / total
-        features = torch.cat([size, undecided[:, None]], dim=1)
+        features = torch.cat([size, undecided[:, None], *self._asked(len(atoms), wanted)], dim=1)
         found: tuple[Tensor, Tensor] = self.transformer(
             torch.cat(nodes, dim=-1), torch.cat(edges, dim=-1), features, there
         )
         return found
+
+    def _asked(
+        self, count: int, wanted: Float[Tensor, "batch properties"] | None
+    ) -> tuple[Float[Tensor, "batch properties"], Float[Tensor, "batch properties"]]:
+        """Whether each property is known, and its standardised value, 0 where it is not."""
+        if wanted is None:
+            wanted = self.center.new_full((count, len(self.properties)), torch.nan)
+        known = ~wanted.isnan()
+        value = torch.where(known, (wanted.to(self.center) - self.center) / self.scale, 0.0)
+        return known.to(self.center), value
 
 
 @dataclass(frozen=True)
@@ -189,6 +224,7 @@ class MaskedGraphPrior(NoLevels):
         known: tokens that are there from the start, MASK elsewhere; None for nothing known.
         size: number of nodes, None to draw it.
         temperature: logits are divided by it; 1 is the prior itself.
+        wanted: what the graph is known to have, NaN for what is not known, by the network's properties.
     """
 
     network: MaskedGraphNetwork
@@ -196,6 +232,7 @@ class MaskedGraphPrior(NoLevels):
     known: Int[Tensor, "sites"] | None = None
     size: int | None = None
     temperature: float = 1.0
+    wanted: tuple[float, ...] | None = None
 
     @property
     def layout(self) -> Layout:
@@ -222,6 +259,25 @@ class MaskedGraphPrior(NoLevels):
     def event_shape(self) -> tuple[int, ...]:
         """Of the packed state."""
         return (self.layout.most, self.layout.kinds + self.layout.most)
+
+    def composed(self, parts: tuple[tuple[Any, float], ...]) -> ComposedGraphPrior:
+        """The product of powers of masked graph priors of one vocabulary, this the first.
+
+        Raises:
+            InputError: for another kind of prior, other atoms or another largest size.
+        """
+        for prior, _ in parts:
+            if not isinstance(prior, MaskedGraphPrior):
+                raise InputError(
+                    f"prior {prior.card.name!r} is no masked prior of graphs; compose those alone"
+                )
+            if (prior.network.names, prior.layout) != (self.network.names, self.layout):
+                raise InputError(
+                    f"prior {prior.card.name!r} knows up to {prior.layout.most} of "
+                    f"{prior.vocabulary_of_atoms} and {self.card.name!r} up to {self.layout.most} of "
+                    f"{self.vocabulary_of_atoms}; a composition needs the same"
+                )
+        return ComposedGraphPrior(self.network, MaskedComposition(parts).card, parts=parts)
 
     def given_tokens(self, tokens: Int[Tensor, "sites"]) -> MaskedGraphPrior:
         """The prior given tokens of some sites, MASK at the others, absent where there is no node."""
@@ -255,7 +311,7 @@ class MaskedGraphPrior(NoLevels):
 
         With a fragment the number of nodes is drawn from the training set's law among those that hold it.
         """
-        law = self.network.sizes.double().clone()
+        law = self.law_of_sizes.clone()
         if self.size is not None:
             sizes = torch.full((count,), self.size)
         else:
@@ -269,14 +325,38 @@ class MaskedGraphPrior(NoLevels):
             return tokens
         return torch.where((tokens == MASK) & (self.known != MASK), self.known, tokens)
 
+    @property
+    def law_of_sizes(self) -> Float[Tensor, "sizes"]:
+        """Of the number of nodes in the training set; what is wanted of a graph does not change it."""
+        return self.network.sizes.double()
+
+    def wishes(self, values: Mapping[str, float]) -> tuple[float, ...]:
+        """`wanted` of named properties.
+
+        Raises:
+            InputError: for one that the network was not told of in training.
+        """
+        known = self.network.properties
+        if unknown := [name for name in values if name not in known]:
+            raise InputError(
+                f"prior {self.card.name!r} was trained given {', '.join(known) or 'no properties'}; "
+                f"{unknown[0]!r} is not among them"
+            )
+        return tuple(float(values.get(name, math.nan)) for name in known)
+
     @torch.no_grad()
-    def log_conditionals(self, tokens: Int[Tensor, "batch sites"]) -> Float[Tensor, "batch sites vocabulary"]:
+    def log_conditionals(
+        self, tokens: Int[Tensor, "batch sites"], wanted: tuple[float, ...] | None = None
+    ) -> Float[Tensor, "batch sites vocabulary"]:
+        """As of every masked prior, given `wanted` (None for the prior's own)."""
+        wanted = self.wanted if wanted is None else wanted
         device = next(self.network.parameters()).device
         sizes = (tokens[:, : self.layout.most] != self.layout.absent).sum(1)
         out = torch.empty(*tokens.shape, self.vocabulary, dtype=torch.float64)
         # Graphs of about one size at a time: the network's cost is the square of the largest one.
         for rows in sizes.argsort(stable=True).split(CHUNK):
-            logits = self.network(tokens[rows].to(device)).double().cpu()
+            asked = None if wanted is None else torch.tensor(wanted, device=device).expand(len(rows), -1)
+            logits = self.network(tokens[rows].to(device), asked).double().cpu()
             out[rows] = (logits / self.temperature).log_softmax(dim=-1)
         return out
 
@@ -285,13 +365,44 @@ class MaskedGraphPrior(NoLevels):
         return self.layout.state(tokens)
 
 
+@dataclass(frozen=True)
+class ComposedGraphPrior(MaskedGraphPrior):
+    """prod_i q_i^(b_i) over graphs, conditionals not normalised: see `MaskedComposition`.
+
+    The number of nodes follows the same product of its laws. Annealed ((q, b),), a product of priors or of
+    properties ((q given c1, 1), (q given c2, 1), (q, -1)), guidance ((q, 1 - w), (q given c, w)).
+
+    Attributes:
+        parts: (prior, power) pairs; network and card are those of the first.
+    """
+
+    parts: tuple[tuple[MaskedGraphPrior, float], ...] = ()
+
+    @property
+    def law_of_sizes(self) -> Float[Tensor, "sizes"]:
+        logs = log_powers([(part.law_of_sizes.log(), power) for part, power in self.parts])
+        return (logs - logs.max()).exp()
+
+    def wishes(self, values: Mapping[str, float]) -> tuple[float, ...]:
+        raise InputError("a composition says in prior.parts what is wanted of each part")
+
+    def log_conditionals(
+        self, tokens: Int[Tensor, "batch sites"], wanted: tuple[float, ...] | None = None
+    ) -> Float[Tensor, "batch sites vocabulary"]:
+        return log_powers([(part.log_conditionals(tokens), power) for part, power in self.parts])
+
+
 def load_masked(settings: Mapping[str, Any]) -> MaskedGraphPrior:
-    """A masked graph prior from the file that training writes; settings: `path`, `temperature`.
+    """A masked graph prior from the file that training writes.
+
+    Settings: `path`, `temperature`, and `properties`, values of what the graphs are known to have.
 
     Raises:
-        InputError: for a file that holds another network.
+        InputError: for a file that holds another network, or properties that it was not told of.
     """
     network, _, card = read_prior(settings)
     if not isinstance(network, MaskedGraphNetwork):
         raise InputError(f"{Path(str(settings['path'])).name} holds no masked graph network")
-    return MaskedGraphPrior(network, card, temperature=float(settings.get("temperature", 1.0)))
+    prior = MaskedGraphPrior(network, card, temperature=float(settings.get("temperature", 1.0)))
+    values = settings.get("properties") or {}
+    return replace(prior, wanted=prior.wishes(values)) if values else prior

@@ -19,11 +19,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from invdiff import InputError, Operator
+from invdiff import MASK, InputError, Measurement, Operator
 from invdiff_molecule.chemistry import Vocabulary, decode
+from invdiff_molecule.masked import MaskedGraphPrior
 from invdiff_molecule.properties import Property, property_of
 from invdiff_molecule.state import graphs_of
 
@@ -61,6 +62,14 @@ class Term:
         """How far a value is from what is wanted: its distance to a target, else the less the better."""
         gap = value - self.target
         return {"target": abs(gap), "maximise": -gap, "minimise": gap}[self.direction]
+
+    def aim(self, mean: float, std: float) -> float:
+        """Where the likelihood moves the mean of N(mean, std^2): at most three std."""
+        if self.direction == "target":
+            share = std**2 / (std**2 + self.sigma**2)
+            return mean + share * (self.target - mean)
+        step = min(std**2 / self.sigma, 3 * std)
+        return mean + (step if self.direction == "maximise" else -step)
 
     @property
     def words(self) -> str:
@@ -164,6 +173,40 @@ class Values(Operator):
                 else (math.nan,) * len(self.terms)
             )
         return torch.tensor(rows, dtype=torch.float64, device=x.device)
+
+    def proposal(self, prior: MaskedGraphPrior, measurement: Measurement) -> Aimed | None:
+        """The conditional law of a prior that was trained given some of these properties; else None."""
+        network = prior.network
+        values = {
+            term.name: term.aim(float(network.center[k]), float(network.scale[k]))
+            for term in self.terms
+            for k, name in enumerate(network.properties)
+            if name == term.name
+        }
+        if not values or hasattr(prior, "parts") or prior.wanted is not None:
+            return None  # a composition, or a prior that was given its properties, is what is asked for
+        return Aimed(prior, prior.wishes(values))
+
+
+class Aimed:
+    """The prior's own law given properties as a proposal: learned, so weighed at its end alone."""
+
+    learned = True
+
+    def __init__(self, prior: MaskedGraphPrior, wanted: tuple[float, ...]) -> None:
+        self.prior, self.wanted = prior, wanted
+
+    def sites(self, tokens: Int[Tensor, "batch sites"]) -> Bool[Tensor, "batch sites"]:
+        """Any masked one."""
+        return tokens == MASK
+
+    def law(
+        self,
+        tokens: Int[Tensor, "batch sites"],
+        site: Int[Tensor, "batch"],
+        log_p: Float[Tensor, "batch sites vocabulary"],
+    ) -> Float[Tensor, "batch vocabulary"]:
+        return self.prior.log_conditionals(tokens, self.wanted)[torch.arange(len(site)), site]
 
 
 @dataclass(frozen=True)

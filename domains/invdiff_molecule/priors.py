@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from invdiff import Config, FirstHitting, InputError, Prior
+from invdiff import Config, FilterSettings, FirstHitting, InputError, Prior, run_filter
 from invdiff_molecule.diffusion import GraphDiffusion, GraphModel
 from invdiff_molecule.edm import GraphEdmPrior, load_edm
 from invdiff_molecule.gdss import GdssPrior
 from invdiff_molecule.levels import GraphDiffusionPrior
-from invdiff_molecule.masked import MaskedGraphPrior, load_masked
+from invdiff_molecule.masked import ComposedGraphPrior, MaskedGraphPrior, load_masked
 
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 GraphPrior: TypeAlias = MaskedGraphPrior | GraphDiffusionPrior
@@ -24,6 +24,11 @@ GraphPrior: TypeAlias = MaskedGraphPrior | GraphDiffusionPrior
 def qm9_masked(settings: Mapping[str, Any]) -> MaskedGraphPrior:
     """Up to nine heavy atoms of C, N, O, F; see weights/qm9_masked.md."""
     return load_masked({**settings, "path": WEIGHTS / "qm9_masked.safetensors"})
+
+
+def qm9_conditional(settings: Mapping[str, Any]) -> MaskedGraphPrior:
+    """The same molecules given logP, TPSA, QED or SA score, or none; see weights/qm9_conditional.md."""
+    return load_masked({**settings, "path": WEIGHTS / "qm9_conditional.safetensors"})
 
 
 def qm9_edm(settings: Mapping[str, Any]) -> GraphEdmPrior:
@@ -85,7 +90,10 @@ def under_levels(prior: GraphPrior, config: Config, size: int | None) -> bool:
 
 
 def draws_alone(prior: GraphPrior, count: int, generator: torch.Generator) -> Float[Tensor, "count N C"]:
-    """Packed states of the prior without any data; a diffusion prior by the settings shipped for it."""
+    """Packed states of the prior without any data; a diffusion prior by the settings shipped for it.
+
+    Of a composition they are drawn by a filter of four times as many particles.
+    """
     model: FirstHitting | GraphModel
     if isinstance(prior, MaskedGraphPrior):
         model = FirstHitting(prior, lambda tokens: torch.zeros(len(tokens)), completions=0)
@@ -93,6 +101,9 @@ def draws_alone(prior: GraphPrior, count: int, generator: torch.Generator) -> Fl
         published = isinstance(prior, GdssPrior)
         plain = GraphDiffusion(corrector=False, reuse=False, noise="exact", temperature=1.0)
         model = GraphModel(GraphDiffusion() if published else plain, prior)
+    if isinstance(prior, ComposedGraphPrior):
+        assert isinstance(model, FirstHitting)
+        return model.state(run_filter(model, FilterSettings(4 * count), generator).drawn(count, generator))
     drawn, _ = model.start(count, generator)
     for k in range(model.steps):
         drawn, _ = model.move(k, drawn, generator)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,18 @@ PROPERTIES: dict[str, Property] = {
     "alerts": Property(alerts, 0.35, "structural alerts, PAINS and Brenk"),
     "connected": Property(lambda molecule: float(len(Chem.GetMolFrags(molecule)) == 1), 0.3, "one fragment"),
 }
+
+
+def known_properties(names: Iterable[str]) -> tuple[str, ...]:
+    """The names, each of a property.
+
+    Raises:
+        InputError: for one that is not.
+    """
+    found = tuple(str(name) for name in names)
+    if unknown := [name for name in found if name not in PROPERTIES]:
+        raise InputError(f"unknown property {unknown[0]!r}; known are {', '.join(PROPERTIES)}")
+    return found
 
 
 def register(name: str, value: Value, sigma: float, words: str = "") -> None:

@@ -28,7 +28,7 @@ from invdiff import InputError, Operator, TrainSettings, card_from, read_prior, 
 from invdiff_molecule.chemistry import Vocabulary, decode
 from invdiff_molecule.masked import Layout
 from invdiff_molecule.objective import Term
-from invdiff_molecule.properties import PROPERTIES
+from invdiff_molecule.properties import PROPERTIES, known_properties
 from invdiff_molecule.state import graphs_of, nodes_of, support, unpack
 
 ORDERS = 3
@@ -60,9 +60,7 @@ class GraphRegressor(nn.Module):
     ) -> None:
         super().__init__()
         self.names, self.most = tuple(str(token) for token in tokens), nodes
-        self.properties = tuple(str(name) for name in properties)
-        if unknown := [name for name in self.properties if name not in PROPERTIES]:
-            raise InputError(f"unknown property {unknown[0]!r}; known are {', '.join(PROPERTIES)}")
+        self.properties = known_properties(properties)
         self.enter = nn.Linear(len(self.names), width)
         self.orders = nn.Parameter(torch.empty(layers, ORDERS, width))
         nn.init.normal_(self.orders, std=0.1)
@@ -94,6 +92,19 @@ class GraphRegressor(nn.Module):
         return found
 
 
+def labels(
+    tokens: Int[Tensor, "rows sites"], layout: Layout, atoms: Sequence[str], properties: Sequence[str]
+) -> Float[Tensor, "rows properties"]:
+    """Properties of complete graphs by RDKit."""
+    vocabulary = Vocabulary.of(atoms)
+    found = []
+    for part in tokens.split(CHUNK):
+        for graph in graphs_of(layout.state(part.long()), layout.kinds):
+            molecule = decode(graph, vocabulary).molecule
+            found.append([PROPERTIES[name].value(molecule) for name in properties])
+    return torch.tensor(found)
+
+
 class Regression:
     """The loss, its validation, and the file that training ends with.
 
@@ -118,19 +129,9 @@ class Regression:
         for split, most in (("train", rows), ("validation", 2048)):
             chosen = torch.randperm(len(tokens[split]), generator=generator)[:most]
             self.tokens[split] = tokens[split][chosen]
-            self.labels[split] = self.properties(self.tokens[split])
+            self.labels[split] = labels(self.tokens[split], layout, network.names, network.properties)
         network.center.copy_(self.labels["train"].mean(0))
         network.scale.copy_(self.labels["train"].std(0))
-
-    def properties(self, tokens: Int[Tensor, "rows sites"]) -> Float[Tensor, "rows properties"]:
-        """By RDKit."""
-        vocabulary = Vocabulary.of(self.network.names)
-        found = []
-        for part in tokens.split(CHUNK):
-            for graph in graphs_of(self.layout.state(part.long()), self.layout.kinds):
-                molecule = decode(graph, vocabulary).molecule
-                found.append([PROPERTIES[name].value(molecule) for name in self.network.properties])
-        return torch.tensor(found)
 
     def of(
         self, split: str, rows: Int[Tensor, "batch"], generator: torch.Generator

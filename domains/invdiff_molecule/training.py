@@ -24,7 +24,7 @@ from invdiff import MASK, InputError, TrainSettings, card_from, save_prior
 from invdiff_molecule.chemistry import Vocabulary, canonical, read_smiles
 from invdiff_molecule.edm import GraphDenoiser, GraphDenoising
 from invdiff_molecule.masked import Layout, MaskedGraphNetwork
-from invdiff_molecule.regressor import GraphRegressor, Regression
+from invdiff_molecule.regressor import GraphRegressor, Regression, labels
 
 SPLITS = ("train", "validation", "test")
 
@@ -88,13 +88,13 @@ class GraphSet:
         counts = self.counts
         return torch.bincount(counts, minlength=self.layout.most + 1).double() / len(counts)
 
-    def batch(self, size: int, generator: torch.Generator) -> Int[Tensor, "size sites"]:
-        """Training graphs about as large as one that is drawn by chance."""
+    def batch(self, size: int, generator: torch.Generator) -> Int[Tensor, "size"]:
+        """Rows of training graphs about as large as one that is drawn by chance."""
         rows, reach = len(self.order), 16 * size
         centre = int(torch.randint(rows, (1,), generator=generator))
         first = max(0, min(centre - reach // 2, rows - reach))
         near = torch.randint(first, min(first + reach, rows), (size,), generator=generator)
-        return self.tokens["train"][self.order[near]].long()
+        return self.order[near]
 
     def objective(
         self, network: nn.Module, settings: TrainSettings
@@ -142,14 +142,28 @@ class Molecules(GraphSet):
 
 
 class MaskedCrossEntropy:
-    """The loss, its validation, and the file that training ends with."""
+    """The loss, its validation, and the file that training ends with.
+
+    A network with properties is told each of them with probability 1/2, so that it is the law of graphs
+    given any of them, and given none.
+    """
 
     def __init__(self, network: MaskedGraphNetwork, data: GraphSet, settings: TrainSettings) -> None:
         self.network, self.data, self.settings = network, data, settings
         network.sizes.copy_(data.sizes)
+        self.held_out = data.tokens["validation"][:2048]
+        self.labels: dict[str, Tensor] = {}
+        if network.properties:
+            for split, tokens in (("train", data.tokens["train"]), ("validation", self.held_out)):
+                self.labels[split] = labels(tokens, data.layout, network.names, network.properties)
+            network.center.copy_(self.labels["train"].mean(0))
+            network.scale.copy_(self.labels["train"].std(0))
 
-    def of(self, tokens: Int[Tensor, "batch sites"], generator: torch.Generator) -> Float[Tensor, "batch"]:
+    def of(
+        self, split: str, rows: Int[Tensor, "batch"], generator: torch.Generator
+    ) -> Float[Tensor, "batch"]:
         """Mean cross-entropy over the masked sites of every graph."""
+        tokens = self.data.tokens[split][rows].long()
         most = self.data.layout.most
         both = torch.rand(len(tokens), 2, generator=generator)
         alike = torch.rand(len(tokens), generator=generator) < self.data.alike
@@ -157,21 +171,26 @@ class MaskedCrossEntropy:
         rate = torch.cat([atoms.expand(-1, most), pairs.expand(-1, tokens.shape[1] - most)], dim=1)
         there = tokens != self.data.layout.absent
         masked = there & (torch.rand(tokens.shape, generator=generator) < rate)
+        wanted = None
+        if self.labels:
+            known = self.labels[split][rows]
+            wanted = torch.where(torch.rand(known.shape, generator=generator) < 0.5, known, torch.nan)
         half = self.settings.precision == "bfloat16"
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=half):
-            logits = self.network(torch.where(masked, MASK, tokens))
+            logits = self.network(torch.where(masked, MASK, tokens), wanted)
         chosen = logits.float().log_softmax(-1).gather(-1, tokens[..., None].clamp_min(0))[..., 0]
         loss: Tensor = -torch.where(masked, chosen, 0).sum(1) / masked.sum(1).clamp_min(1)
         return loss
 
     def loss(self, stage: Any, generator: torch.Generator) -> Float[Tensor, "batch"]:
-        return self.of(self.data.batch(stage.batch, generator), generator)
+        return self.of("train", self.data.batch(stage.batch, generator), generator)
 
     @torch.no_grad()
     def validate(self) -> float:
-        rows = self.data.tokens["validation"][:2048].long()
+        rows = torch.arange(len(self.held_out))
         generator = torch.Generator().manual_seed(1)
-        return float(torch.cat([self.of(part, generator) for part in rows.split(256)]).double().mean())
+        parts = [self.of("validation", part, generator) for part in rows.split(256)]
+        return float(torch.cat(parts).double().mean())
 
     def save(self, path: Path, config: Mapping[str, Any]) -> None:
         card = card_from(config, name=str(config["name"]))

@@ -65,9 +65,9 @@ class CountedMasked:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def log_conditionals(self, tokens: Tensor) -> Tensor:
-        self.calls += len(tokens)
-        return self.inner.log_conditionals(tokens)
+    def log_conditionals(self, tokens: Tensor, *given: Any) -> Tensor:
+        self.calls += len(tokens) * len(getattr(self.inner, "parts", "1"))
+        return self.inner.log_conditionals(tokens, *given)
 
 
 class CountedComposition(Composition):

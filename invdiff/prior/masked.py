@@ -36,7 +36,10 @@ class MaskedPrior(Prior, Protocol):
     def vocabulary(self) -> int: ...
 
     def log_conditionals(self, tokens: Int[Tensor, "batch sites"]) -> Float[Tensor, "batch sites vocabulary"]:
-        """Normalised `log p(x_i = v | unmasked sites)` for masked sites i; float64."""
+        """`log p(x_i = v | unmasked sites)` for masked sites i; float64.
+
+        Normalised, but for a composition, where what they add up to is the weight of the site.
+        """
 
     def start(self, count: int, generator: torch.Generator) -> Int[Tensor, "count sites"]:
         """Sequences to begin with: masked but for what is known, or drawn before the rest."""
@@ -78,7 +81,7 @@ class TabulatedPrior(NoLevels):
         weights = agrees * self.probabilities
         onehot = torch.nn.functional.one_hot(self.states, self.vocabulary).double()
         counts = torch.einsum("bs,siv->biv", weights, onehot)
-        return (counts / counts.sum(dim=2, keepdim=True)).log()
+        return (counts / counts.sum(dim=2, keepdim=True).clamp_min(1e-300)).log()
 
     def start(self, count: int, generator: torch.Generator) -> Int[Tensor, "count sites"]:
         return torch.full((count, self.sites), MASK)

@@ -132,6 +132,11 @@ class Filtered(Generic[P]):
             len(self.founders),
         )
 
+    def drawn(self, count: int, generator: torch.Generator) -> P:
+        """`count` equally weighted particles, in random order."""
+        chosen: P = gather(self.particles, self.select(count, generator))
+        return chosen
+
     def select(self, count: int, generator: torch.Generator) -> Int[Tensor, "count"]:
         """Indices of `count` equally weighted particles, in random order."""
         chosen = ancestors(self.log_weights, count, generator)

@@ -17,6 +17,12 @@ and at the end psi = exp(r). psi may be random, and may be carried unchanged ove
 is positive wherever the target is: the increments telescope to r(x0) whatever it was, so samples are
 consistent and the evidence sum_x p(x) exp(r(x)) is unbiased. A proposal may choose the next site too, from
 the sequence as it is; q must be positive where p exp(r) is.
+
+A proposal that has learned p(x | y) is itself the best twist: psi(x) = q(x) / p(x) of the decided sites, so
+that nothing is weighed before the end, where the weight is p exp(r) / q (`Proposal.learned`).
+
+Of a composition prod_i q_i^(b_i) the conditionals add up to Z instead of 1, and the first two lines gain
+log Z: the Feynman-Kac corrector of a masked diffusion (`prior/compose.py`).
 """
 
 from __future__ import annotations
@@ -42,7 +48,11 @@ Reward = Callable[[Int[Tensor, "batch sites"]], Float[Tensor, "batch"]]
 
 @runtime_checkable
 class Proposal(Protocol):
-    """Where and what to decide next, by what is known of the data."""
+    """Where and what to decide next, by what is known of the data.
+
+    One with an attribute `learned` that is true draws from an approximation of p(x | y), and is weighed at
+    the end alone.
+    """
 
     def sites(self, tokens: Int[Tensor, "batch sites"]) -> Bool[Tensor, "batch sites"]:
         """Masked sites that may come next; at least one where any is masked."""
@@ -113,7 +123,7 @@ class FirstHitting:
         moved, increment = self._moved(particles, generator)
         if k + 1 == self.steps and not self.completions:
             final = self.reward(moved.tokens).double()
-            return replace(moved, log_twist=final), increment + final
+            return replace(moved, log_twist=final), increment + difference(final, moved.log_twist)
         return moved, increment
 
     def _moved(
@@ -145,13 +155,16 @@ class FirstHitting:
         """The token from the prior, or from the proposal with its weight."""
         rows = torch.arange(len(site))
         law = p.log_p[rows, site]
+        total = law.logsumexp(1)
         chosen = law if self.proposal is None else self.proposal.law(p.tokens, site, p.log_p).double()
-        token = categorical(chosen, generator)
+        # Where a composition leaves no token the weight is zero, whatever is drawn.
+        token = categorical(torch.where(torch.isneginf(total)[:, None], 0.0, chosen), generator)
         tokens = p.tokens.clone()
         tokens[rows, site] = token
         log_p = self.conditionals(tokens)
-        twist = self.twist(tokens, log_p, p.log_twist, generator)
-        ratio = law[rows, token] - chosen[rows, token] if self.proposal is not None else 0.0
+        ratio = total if self.proposal is None else law[rows, token] - chosen[rows, token]
+        carried = p.log_twist - ratio if getattr(self.proposal, "learned", False) else p.log_twist
+        twist = self.twist(tokens, log_p, carried, generator)
         return Sequences(tokens, log_p, twist), difference(twist, p.log_twist) + ratio
 
     def _looking_ahead(

@@ -167,8 +167,7 @@ class ParticleSampler(Wrapper):
                     progress((done * steps + k) // len(groups), steps)
 
             filtered = feynman_kac.run(model, settings, generator, rejuvenate, progress=tell)
-            chosen = filtered.select(self.keep, generator)
-            final = feynman_kac.gather(filtered.particles, chosen)
+            final = filtered.drawn(self.keep, generator)
             if isinstance(final, path_moves.Path):
                 final = final.particles
             state = getattr(model, "state", None)

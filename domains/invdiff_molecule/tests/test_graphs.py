@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 
 from invdiff import GaussianNoise, InputError, Measurement, PriorCard
 from invdiff.measurement.contract import check_operator
-from invdiff.prior.masked import MASK, TabulatedPrior
+from invdiff.prior.masked import MASK
 from invdiff.sampler import feynman_kac
 from invdiff.sampler.first_hitting import FirstHitting
 from invdiff_molecule.chemistry import Vocabulary, canonical, decode, formula_of, read_formula, read_smiles
@@ -18,6 +17,7 @@ from invdiff_molecule.formula import Formula
 from invdiff_molecule.masked import Layout, MaskedGraphNetwork, MaskedGraphPrior
 from invdiff_molecule.network import STEPS, distances
 from invdiff_molecule.state import graphs_of, nodes_of, of_graph, pack, permute, support, unpack
+from tests.small_graphs import Small
 
 QM9 = Vocabulary.of(["C", "N", "O", "F"])
 SMILES = ["C", "CCO", "c1cc[nH]c1", "N#CC1CC1O", "CC(=O)NC(F)(F)F"]
@@ -196,27 +196,6 @@ def test_charges_that_a_prior_does_not_know_are_refused():
 def test_impossible_formulas_are_refused(text, message):
     with pytest.raises(InputError, match=message):
         Formula(QM9, 9).data(text)
-
-
-class Small(TabulatedPrior):
-    """All graphs of a few nodes, two elements, bonds 0 and 1, with a random law: 64 points at 3 nodes."""
-
-    def __init__(self, nodes=3):
-        self.layout = Layout(nodes, 2)
-        self.sites, self.vocabulary = self.layout.sites, self.layout.vocabulary
-        self.states = torch.tensor(list(itertools.product(range(2), repeat=self.sites)))
-        generator = torch.Generator().manual_seed(0)
-        law = torch.rand(len(self.states), generator=generator, dtype=torch.float64) ** 2
-        self.table = law / law.sum()
-        self.card, self.event_shape = PriorCard("small", exact=True), (nodes, 2 + nodes)
-
-    def found(self, particles, weights):
-        """Weights of the states."""
-        index = (particles.tokens * 2 ** torch.arange(self.sites - 1, -1, -1)).sum(1)
-        return torch.zeros(len(self.states), dtype=torch.float64).index_add(0, index, weights)
-
-    def embed(self, tokens):
-        return self.layout.state(tokens)
 
 
 @pytest.mark.parametrize("proposals", [True, False])
