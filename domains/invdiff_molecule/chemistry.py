@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,17 @@ class Graph:
     def size(self) -> int:
         """Heavy atoms."""
         return len(self.atoms)
+
+
+@dataclass(frozen=True)
+class Fragment(Graph):
+    """A part of a molecule of which it is said where the rest is attached.
+
+    Attributes:
+        open: how many bonds to the rest every atom has at least; none else has any.
+    """
+
+    open: Int[np.ndarray, "n"]
 
 
 @dataclass(frozen=True)
@@ -217,6 +229,52 @@ def read_smiles(text: str, where: str = "") -> Chem.Mol:
         raise InputError(f"{where}{text!r} is not a SMILES that RDKit parses")
     Chem.RemoveStereochemistry(molecule)
     return molecule
+
+
+def read_sdf(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and SMILES of every record of an SDF or MOL file, hydrogens dropped.
+
+    Raises:
+        InputError: for a record that RDKit does not read.
+    """
+    for number, molecule in enumerate(Chem.SDMolSupplier(str(path)), 1):
+        if molecule is None or not molecule.GetNumAtoms():
+            raise InputError(f"{path.name}, record {number} is not a molecule that RDKit reads")
+        yield number, canonical(molecule)
+
+
+def without_dummies(molecule: Chem.Mol) -> tuple[Chem.Mol, Int[np.ndarray, "n"]]:
+    """A fragment written with attachment points (`c1ccccc1[*:1]`) without them, and how many each atom had.
+
+    Raises:
+        InputError: for an attachment point that is bonded to another, or not by one single bond.
+    """
+    edited = Chem.RWMol(molecule)
+    for atom in edited.GetAtoms():
+        if atom.GetAtomicNum():
+            continue
+        bonds = atom.GetBonds()
+        other = bonds[0].GetOtherAtom(atom) if len(bonds) == 1 else None
+        if other is None or not other.GetAtomicNum() or bonds[0].GetBondType() != Chem.BondType.SINGLE:
+            raise InputError("an attachment point [*] must be bonded to one atom by a single bond")
+        other.SetIntProp("_open", (other.GetIntProp("_open") if other.HasProp("_open") else 0) + 1)
+        atom.SetAtomicNum(1)
+        atom.SetAtomMapNum(0)
+        atom.SetIsotope(0)
+        atom.SetNoImplicit(True)
+    plain = Chem.RemoveHs(edited)
+    points = [atom.GetIntProp("_open") if atom.HasProp("_open") else 0 for atom in plain.GetAtoms()]
+    return plain, np.array(points, dtype=np.int64)
+
+
+def holds(molecule: Chem.Mol, fragment: Chem.Mol, points: Int[np.ndarray, "n"]) -> bool:
+    """Whether the molecule has the fragment, bonded to the rest at its attachment points and nowhere else."""
+    inside = [atom.GetDegree() for atom in fragment.GetAtoms()]
+    for match in molecule.GetSubstructMatches(fragment, uniquify=False, maxMatches=10_000):
+        more = [molecule.GetAtomWithIdx(k).GetDegree() - own for k, own in zip(match, inside, strict=True)]
+        if all(extra >= point if point else extra == 0 for extra, point in zip(more, points, strict=True)):
+            return True
+    return False
 
 
 def one_fragment(molecule: Chem.Mol, where: str = "", largest: bool = False) -> Chem.Mol:

@@ -1,7 +1,7 @@
 """`molecule`: a question about molecules, answered by draws of a graph prior given it.
 
-Input is a file of SMILES whose formula or properties are the data (retrospective, so labelled), or nothing:
-then the operator's own settings are the question.
+Input is a file of SMILES or an SDF whose formula, mass or properties are the data (retrospective, so
+labelled), or nothing: then the operator's own settings are the question.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,10 @@ from invdiff import (
     load_plugin,
 )
 from invdiff_molecule import metrics, output
-from invdiff_molecule.chemistry import Vocabulary, canonical, one_fragment, read_smiles
+from invdiff_molecule.chemistry import Graph, Vocabulary, canonical, formula_of, one_fragment, read_smiles
 from invdiff_molecule.item import Item, question
 from invdiff_molecule.levels import GraphDiffusionPrior
+from invdiff_molecule.masked import MaskedGraphPrior
 from invdiff_molecule.priors import GraphPrior, draws_alone, of_molecules, under_levels
 from invdiff_molecule.training import Molecules, lines_of
 
@@ -69,7 +72,7 @@ class MoleculeDomain:
             asked["truth"] = canonical(molecule)
             problems.append(self._problem(f"molecule{len(problems) + 1:04d}", asked, prior, config))
         if not problems:
-            raise InputError(f"{Path(str(path)).name} holds no SMILES")
+            raise InputError(f"{Path(str(path)).name} holds no molecules")
         return problems
 
     @staticmethod
@@ -83,7 +86,7 @@ class MoleculeDomain:
         vocabulary = prior.vocabulary_of_atoms
         most = prior.event_shape[0]
         under_levels(prior, config, asked.get("size"))
-        given = prior.given(asked.get("fragment"), asked.get("size"))
+        given = given_of(prior, asked.get("fragment"), asked.get("size"), asked.get("sizes"))
         draws = max(int(config["sampler"].get("particles", 0)), 32)
         item = Item(
             vocabulary,
@@ -104,7 +107,7 @@ class MoleculeDomain:
     def adapt_prior(self, prior: Prior, problem: Problem) -> Prior:
         """The prior given what the question says of the graph itself."""
         item: Item = problem.context
-        return of_molecules(prior).given(item.fragment, item.size)
+        return given_of(of_molecules(prior), item.fragment, item.size, item.sizes)
 
     def baselines(self, problem: Problem, tick: Tick) -> Estimates:
         """As many draws of the prior, given the fragment and the size alone, as a filter has particles."""
@@ -139,6 +142,14 @@ class MoleculeDomain:
             if known and term.direction == "target":
                 gaps = [abs(row.values[number] - term.target) for row in known for _ in range(row.count)]
                 facts[f"mean distance of {term.name} to its target"] = round(sum(gaps) / len(gaps), 4)
+        if item.sizes is not None and hits:
+            shares = Counter[str]()
+            for row in hits:
+                shares[formula_of(row.decoded.molecule)] += row.count
+            total = sum(shares.values())
+            facts["formulas of the answers"] = ", ".join(
+                f"{formula} {count / total:.0%}" for formula, count in shares.most_common(8)
+            )
         if item.truth is not None:
             place = [number for number, row in enumerate(merged, 1) if row.decoded.smiles == item.truth]
             facts["the molecule that it was simulated from"] = (
@@ -167,6 +178,25 @@ class MoleculeDomain:
         path = Path(str(settings["root"])) / str(settings["path"])
         alike = float(settings.get("alike", 0.5))
         return Molecules(path, Vocabulary.of(settings["tokens"]), int(settings["nodes"]), alike)
+
+
+def given_of(
+    prior: GraphPrior, fragment: Graph | None, size: int | None, sizes: tuple[int, ...] | None
+) -> GraphPrior:
+    """The prior given what a question says of the graph itself.
+
+    Raises:
+        InputError: where the prior cannot hold it.
+    """
+    given = prior.given(fragment, size)
+    if sizes is None or size is not None:
+        return given
+    if not isinstance(given, MaskedGraphPrior):
+        raise InputError(
+            f"prior {prior.card.name!r} needs to know how many atoms there are; set domain.heavy_atoms to "
+            f"one of {', '.join(map(str, sizes))}, or use prior=qm9_masked"
+        )
+    return replace(given, sizes=sizes)
 
 
 @functools.lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,23 @@ from rdkit import Chem
 from scipy.optimize import linear_sum_assignment
 
 from invdiff import GaussianNoise, InputError, Measurement, Posterior
-from invdiff_molecule.chemistry import Decoded, Graph, Vocabulary, canonical, decode, formula_of, read_formula
+from invdiff_molecule.chemistry import (
+    Decoded,
+    Fragment,
+    Graph,
+    Vocabulary,
+    canonical,
+    decode,
+    formula_of,
+    holds,
+    read_formula,
+    without_dummies,
+)
 from invdiff_molecule.formula import Formula, OneMolecule
+from invdiff_molecule.mass import REACH, MassValues, formulas_within
 from invdiff_molecule.metrics import References
 from invdiff_molecule.objective import Experts, Term, Values, consistent, term_of, value_of
-from invdiff_molecule.properties import containing
+from invdiff_molecule.properties import PROPERTIES, Property, containing
 from invdiff_molecule.regressor import Predicted, load_regressor
 from invdiff_molecule.state import graphs_of
 
@@ -57,6 +70,7 @@ class Item:
         terms: properties asked for.
         fragment: what is known of the graph, for the prior.
         size: heavy atoms, where known.
+        sizes: numbers of heavy atoms that are possible; None for all.
         truth: canonical SMILES that the data were simulated from.
         core: pattern to highlight in pictures.
         prior: the prior given the fragment and the size, for draws that do not see the rest.
@@ -73,6 +87,7 @@ class Item:
     terms: tuple[Term, ...] = ()
     fragment: Graph | None = None
     size: int | None = None
+    sizes: tuple[int, ...] | None = None
     truth: str | None = None
     core: Any = None
     prior: Any = None
@@ -143,6 +158,8 @@ def question(
                 "operator substructure asks for a pattern and takes no input; give operator.smarts"
             )
         return _substructure(str(settings.get("smarts") or ""), vocabulary, most)
+    if kind == "mass":
+        return _mass(settings, vocabulary, most, truth)
     if kind == "property":
         return _terms([settings], vocabulary, most, truth)
     if kind == "product":
@@ -176,27 +193,55 @@ def _formula(text: str, vocabulary: Vocabulary, most: int, linear: bool) -> dict
 
 
 def _substructure(smarts: str, vocabulary: Vocabulary, most: int) -> dict[str, Any]:
-    """A reward of six nats; where the pattern is one definite fragment, its tokens are known beside."""
+    """A reward of six nats; where the pattern is one definite fragment, its tokens are known beside.
+
+    Attachment points [*] say where the fragment goes on, and that it does so nowhere else; fragments that
+    are apart (`c1ccccc1[*].[*]N1CCNCC1`) ask for what links them.
+    """
     present = containing(smarts)
-    pattern = Chem.MolFromSmarts(smarts)
+    core = Chem.MolFromSmarts(smarts)
     definite = Chem.MolFromSmiles(smarts)
+    fragment = None
+    if definite is not None:
+        plain, points = without_dummies(definite)
+        graph = vocabulary.graph(plain)
+        fragment = graph
+        if points.any():
+            fragment, core = Fragment(graph.atoms, graph.bonds, points), plain
+            inside = functools.partial(holds, fragment=plain, points=points)
+            present = Property(lambda molecule: float(inside(molecule)), present.sigma, present.words)
+        if fragment.size > most:
+            raise InputError(
+                f"{smarts} has {fragment.size} heavy atoms and this prior knows molecules of up to {most}"
+            )
 
     def hit(molecule: Any) -> bool:
-        return bool(molecule.HasSubstructMatch(pattern))
+        return present.value(molecule) > 0
 
-    base = {"words": f"contains {smarts}", "hit": hit, "core": pattern}
+    base = {"words": f"contains {smarts}", "hit": hit, "core": core}
     term = Term("substructure", present, "maximise", 0.5, 1 / 6, 0.0)
     operator = Values([term], vocabulary, most)
     measurement = Measurement(operator, Experts((term,)), torch.tensor([term.target], dtype=torch.float64))
     base |= {"measurement": measurement, "terms": (term,)}
-    if definite is None:
-        return base
-    fragment = vocabulary.graph(definite)
-    if fragment.size > most:
-        raise InputError(
-            f"{smarts} has {fragment.size} heavy atoms and this prior knows molecules of up to {most}"
-        )
-    return {**base, "fragment": fragment}
+    return base if fragment is None else {**base, "fragment": fragment}
+
+
+def _mass(settings: Mapping[str, Any], vocabulary: Vocabulary, most: int, truth: Any) -> dict[str, Any]:
+    """A mass and its error in parts per million."""
+    ppm = float(settings["ppm"])
+    target = settings["mass"] if truth is None else PROPERTIES["mass"].value(truth)
+    if target is None or not float(target) > 0 or not ppm > 0:
+        raise InputError(f"operator mass needs a mass and ppm above 0; found {target} and {ppm:g}")
+    asked = _terms(
+        [{"name": "mass", "target": float(target), "sigma": 1e-6 * ppm * float(target)}], vocabulary, most
+    )
+    (term,) = asked["terms"]
+    formulas = formulas_within(term.target, REACH * term.sigma, vocabulary, most)
+    operator = MassValues(term, formulas, vocabulary, most)
+    asked["measurement"] = Measurement(operator, asked["measurement"].noise, asked["measurement"].y)
+    sizes = tuple(sorted(set(formulas.sum(1).tolist())))
+    words = f"mass {term.target:.4f} to {ppm:g} ppm, that of {len(formulas)} formulas"
+    return asked | {"sizes": sizes, "words": words}
 
 
 def _learned(settings: Mapping[str, Any], vocabulary: Vocabulary, most: int, truth: Any) -> dict[str, Any]:
@@ -217,7 +262,7 @@ def _learned(settings: Mapping[str, Any], vocabulary: Vocabulary, most: int, tru
 
 
 def _terms(
-    settings: Sequence[Mapping[str, Any]], vocabulary: Vocabulary, most: int, truth: Any
+    settings: Sequence[Mapping[str, Any]], vocabulary: Vocabulary, most: int, truth: Any = None
 ) -> dict[str, Any]:
     terms = []
     for one in settings:

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from invdiff import MASK, InputError, MaskedComposition, NoLevels, PriorCard, log_powers, read_prior
-from invdiff_molecule.chemistry import Graph, Vocabulary
+from invdiff_molecule.chemistry import Fragment, Graph, Vocabulary
 from invdiff_molecule.network import STEPS, GraphTransformer, distances, powers
 from invdiff_molecule.properties import known_properties
 from invdiff_molecule.state import pack
@@ -223,6 +223,7 @@ class MaskedGraphPrior(NoLevels):
         card: what it knows.
         known: tokens that are there from the start, MASK elsewhere; None for nothing known.
         size: number of nodes, None to draw it.
+        sizes: numbers of nodes that it is drawn from; None for all of the training set.
         temperature: logits are divided by it; 1 is the prior itself.
         wanted: what the graph is known to have, NaN for what is not known, by the network's properties.
     """
@@ -231,6 +232,7 @@ class MaskedGraphPrior(NoLevels):
     card: PriorCard
     known: Int[Tensor, "sites"] | None = None
     size: int | None = None
+    sizes: tuple[int, ...] | None = None
     temperature: float = 1.0
     wanted: tuple[float, ...] | None = None
 
@@ -287,6 +289,8 @@ class MaskedGraphPrior(NoLevels):
     def given(self, fragment: Graph | None = None, size: int | None = None) -> MaskedGraphPrior:
         """The prior given an induced fragment (its atoms and all pairs among them) and a number of nodes.
 
+        A `Fragment` says too which of its atoms have no bond to the rest.
+
         Raises:
             InputError: for a fragment or a size that the prior cannot hold.
         """
@@ -304,6 +308,11 @@ class MaskedGraphPrior(NoLevels):
         if fragment is not None:
             tokens = self.layout.tokens(fragment)
             known = torch.where(tokens == self.layout.absent, MASK, tokens)
+            if isinstance(fragment, Fragment):
+                closed = torch.zeros(most, dtype=torch.bool)
+                closed[: fragment.size] = torch.from_numpy(fragment.open == 0)
+                rows, columns = self.layout.pairs
+                known[most:][closed[rows] & (columns >= fragment.size)] = 0
         return replace(self, known=known, size=size)
 
     def start(self, count: int, generator: torch.Generator) -> Int[Tensor, "count sites"]:
@@ -316,9 +325,11 @@ class MaskedGraphPrior(NoLevels):
             sizes = torch.full((count,), self.size)
         else:
             least = 1 if self.known is None else int((self.known[: self.layout.most] != MASK).sum())
-            law[:least] = 0
-            if float(law.sum()) <= 0:
-                law[least:] = 1
+            possible = torch.zeros_like(law)
+            possible[least:] = 1
+            if self.sizes is not None:
+                possible *= torch.zeros_like(law).index_fill(0, torch.tensor(self.sizes), 1)
+            law = law * possible if float((law * possible).sum()) > 0 else possible
             sizes = torch.multinomial(law, count, replacement=True, generator=generator)
         tokens = self.layout.empty(sizes)
         if self.known is None:

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from invdiff import MASK, InputError, TrainSettings, card_from, save_prior
-from invdiff_molecule.chemistry import Vocabulary, canonical, read_smiles
+from invdiff_molecule.chemistry import Vocabulary, canonical, read_sdf, read_smiles
 from invdiff_molecule.edm import GraphDenoiser, GraphDenoising
 from invdiff_molecule.masked import Layout, MaskedGraphNetwork
 from invdiff_molecule.regressor import GraphRegressor, Regression, labels
@@ -36,7 +36,7 @@ def split_of(smiles: str) -> str:
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers and SMILES of a .csv, .smi or .txt file, gzipped or not.
+    """Line numbers and SMILES of a .csv, .smi or .txt file, gzipped or not, or records of an .sdf file.
 
     The column that a first line names `smiles`, else the first; separated by commas or spaces.
 
@@ -45,6 +45,9 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}")
+    if path.suffix.lower() in (".sdf", ".mol"):
+        yield from read_sdf(path)
+        return
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt") as file:
