@@ -5,6 +5,7 @@
     python benchmarks/molecule.py fragment DATA [--count 150]    connected fragments of 5 atoms, one draw each
     python benchmarks/molecule.py reward DATA [--count 20]       QED and 13C environments, beside best-of-N
     python benchmarks/molecule.py gdss DATA [--count 500]        the published QM9 checkpoint, and steered
+    python benchmarks/molecule.py gdss_zinc DATA [--count 64]    the published ZINC250k checkpoint
     python benchmarks/molecule.py qed DATA [--count 2]           drug-likeness of larger molecules
     python benchmarks/molecule.py edm DATA [--count 40]          qm9_edm: draws, and formulas by guidance
     python benchmarks/molecule.py graphs DATA [--count 100]      generic graphs: MMD of draws to real ones
@@ -29,7 +30,7 @@ import torch
 from common import closing
 from rdkit import Chem
 
-from invdiff import FirstHitting, keyed_stream
+from invdiff import MASK, FirstHitting, keyed_stream
 from invdiff.config import compose
 from invdiff.prior.counted import counted
 from invdiff.run.solve import make_prior, make_sampler
@@ -95,10 +96,10 @@ def quality(decoded, known: dict[str, list[str]]) -> None:
         print(f"{name:36s} {value:.4f}")
 
 
-def published(data: Path, count: int, overrides: list[str]) -> None:
-    """The QM9 checkpoint of GDSS: settings of the sampler, then steered to valid and connected."""
-    known = molecules(data)
-    bare = load_gdss({"path": data / "checkpoints/gdss/QM9/gdss_qm9.pth"})
+def published(data: Path, count: int, overrides: list[str], folder: str = "QM9/gdss_qm9.pth") -> None:
+    """A checkpoint of GDSS: settings of the sampler, then steered to valid and connected."""
+    known = molecules(data, "qm9" if folder.startswith("QM9") else "zinc250k")
+    bare = load_gdss({"path": data / "checkpoints/gdss" / folder})
     vocabulary = bare.vocabulary_of_atoms
     aimed = Values([term_of({"name": "connected", "target": 1.0})], vocabulary, bare.most)
 
@@ -108,6 +109,7 @@ def published(data: Path, count: int, overrides: list[str]) -> None:
     variants = {
         "start N(0, 1), two calls a level": {"start": "published", "reuse": False, "noise": "exact"},
         "shipped: one call a level (S4)": {},
+        "temperature .8, two calls a level": {"temperature": 0.8, "reuse": False, "noise": "exact"},
         "no corrector, temperature 1": {"corrector": False, "noise": "exact"},
         "shipped, steered to valid and connected": {"steered": True, "below": 0.2},
     }
@@ -127,6 +129,11 @@ def published(data: Path, count: int, overrides: list[str]) -> None:
         seconds = time.perf_counter() - began
         print(f"\n{title}: {prior.calls / len(decoded):.1f} calls, {seconds / len(decoded):.4f} s a molecule")
         quality(decoded[:count], known)
+
+
+def published_zinc(data: Path, count: int, overrides: list[str]) -> None:
+    """The ZINC250k checkpoint, v2."""
+    published(data, count, overrides, "ZINC250k/gdss_zinc250k_v2.pth")
 
 
 def answered(overrides: list[str], draws: int, seed: int):
@@ -258,10 +265,12 @@ def drug_likeness(data: Path, count: int, overrides: list[str]) -> None:
         ("weighted at the end", ["sampler.completions=0"]),
         ("potentials", ["sampler.every=10", "sampler.last=200"]),
     ):
-        rows = [answered([*asked, *extra], 32, seed) for seed in range(count)]
+        keep = int(compose(["domain=molecule", *asked])["sampler"]["keep"])
+        rows = [answered([*asked, *extra], keep, seed) for seed in range(count)]
         told(title, [one for decoded, _, _ in rows for one in decoded], sum(calls for _, _, calls in rows))
-    decoded, calls = argmax(asked, 8 * count, 4)
-    told("SVDD, argmax of 4", decoded, calls)
+    for children, last in ((4, None), (4, 200), (16, 200)):
+        decoded, calls = argmax(asked, 8 * count, children, last)
+        told(f"argmax of {children}, last {last or 'all'}", decoded, calls)
 
 
 def denoiser(data: Path, count: int, overrides: list[str]) -> None:
@@ -312,15 +321,18 @@ def told(title: str, decoded, calls: int) -> None:
     values = [PROPERTIES["qed"].value(one.molecule) for one in decoded if one.valid_connected]
     smiles = {one.smiles for one in decoded if one.valid_connected}
     print(
-        f"{title:22s} draws {len(decoded)}  connected {len(values) / len(decoded):.3f}  median QED "
+        f"{title:24s} draws {len(decoded)}  connected {len(values) / len(decoded):.3f}  median QED "
         f"{np.median(values):.3f}  distinct {len(smiles)}  diversity {diversity(decoded):.3f}  "
         f"calls a draw {calls / len(decoded):.0f}",
         flush=True,
     )
 
 
-def argmax(asked: list[str], chains: int, children: int):
-    """Every site: that of `children` drawn tokens whose completion has the best reward (arXiv 2408.08252)."""
+def argmax(asked: list[str], chains: int, children: int, last: int | None):
+    """Every site: that of `children` drawn tokens whose completion has the best reward (arXiv 2408.08252).
+
+    Of the `last` masked sites alone, where a completion says something; before them one token is drawn.
+    """
     config = compose(["domain=molecule", *asked])
     problem = MoleculeDomain().problems(config)[0]
     prior = counted(MoleculeDomain().adapt_prior(make_prior(config["prior"]), problem))
@@ -329,15 +341,16 @@ def argmax(asked: list[str], chains: int, children: int):
     def reward(tokens):
         return measurement.log_likelihood(prior.embed(tokens))
 
-    model = FirstHitting(prior, reward, completions=1, every=1)
+    model = FirstHitting(prior, reward, completions=1, every=1, last=last)
     generator = keyed_stream(0, 8)
     particles, _ = model.start(chains, generator)
     rows = torch.arange(chains)
     for k in range(model.steps):
-        spread = feynman_kac.gather(particles, rows.repeat_interleave(children))
+        many = children if last is None or int((particles.tokens == MASK).sum(1).min()) <= last else 1
+        spread = feynman_kac.gather(particles, rows.repeat_interleave(many))
         moved, _ = model.move(k, spread, generator)
-        best = moved.log_twist.reshape(chains, children).argmax(1)
-        particles = feynman_kac.gather(moved, rows * children + best)
+        best = moved.log_twist.reshape(chains, many).argmax(1)
+        particles = feynman_kac.gather(moved, rows * many + best)
     vocabulary = prior.vocabulary_of_atoms
     return [decode(g, vocabulary) for g in graphs_of(model.state(particles), len(vocabulary))], prior.calls
 
@@ -374,6 +387,7 @@ def main() -> None:
         "fragment": (fragments, 150),
         "reward": (rewards, 20),
         "gdss": (published, 500),
+        "gdss_zinc": (published_zinc, 64),
         "graphs": (generic, 100),
         "qed": (drug_likeness, 2),
         "edm": (denoiser, 40),

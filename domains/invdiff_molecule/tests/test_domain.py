@@ -216,7 +216,8 @@ def test_a_reward_that_fails_names_itself_and_the_molecule():
         del PROPERTIES["broken"], PROPERTIES["empty"]
 
 
-def test_training_resumes_and_its_file_samples(tmp_path):
+@pytest.mark.parametrize("name", ["molecule", "molecule_conditional"])
+def test_training_resumes_and_its_file_samples(tmp_path, name):
     """Eight steps in one go and in two give the same weights."""
     path = tmp_path / "few.smi"
     names = [a + b + c for a in ("C", "CC", "N", "O", "CO") for b in ("C", "C=C", "C#C") for c in "CNOF"]
@@ -228,7 +229,7 @@ def test_training_resumes_and_its_file_samples(tmp_path):
     ]  # fmt: skip
     from invdiff.config import config_folder
 
-    yaml = config_folder() / "train/molecule.yaml"
+    yaml = config_folder() / f"train/{name}.yaml"
     said: list[str] = []
     whole = train_from_config(yaml, [*settings, f"out={tmp_path / 'whole'}"], said.append)
     assert any("validation loss" in line for line in said)
@@ -245,9 +246,9 @@ def test_training_resumes_and_its_file_samples(tmp_path):
         train_from_config(yaml, parts, stop)
     again = train_from_config(yaml, parts, said.append)
     prior, resumed = (load_masked({"path": str(one)}) for one in (whole, again))
-    for name, value in prior.network.state_dict().items():
-        assert torch.equal(value, resumed.network.state_dict()[name]), name
-    assert prior.card.name == "qm9_masked"
+    for part, value in prior.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[part]), part
+    assert prior.card.name == {"molecule": "qm9_masked", "molecule_conditional": "qm9_conditional"}[name]
     tokens = prior.start(4, torch.Generator().manual_seed(0))
     assert prior.log_conditionals(tokens).shape == (4, 45, 5)
     with pytest.raises(InputError, match="no denoiser"):
