@@ -6,8 +6,10 @@
     python benchmarks/molecule.py reward DATA [--count 20]       QED and 13C environments, beside best-of-N
     python benchmarks/molecule.py gdss DATA [--count 500]        the published QM9 checkpoint, and steered
     python benchmarks/molecule.py gdss_zinc DATA [--count 64]    the published ZINC250k checkpoint
-    python benchmarks/molecule.py qed DATA [--count 2]           drug-likeness of larger molecules
+    python benchmarks/molecule.py qed DATA [--count 4]           drug-likeness of larger molecules
     python benchmarks/molecule.py edm DATA [--count 40]          qm9_edm: draws, and formulas by guidance
+    python benchmarks/molecule.py compose DATA [--count 4]       powers and products of priors, by weights
+    python benchmarks/molecule.py aim DATA [--count 8]           a prior given properties, as a proposal
     python benchmarks/molecule.py graphs DATA [--count 100]      generic graphs: MMD of draws to real ones
 
 `prior` takes `prior=zinc_masked` too, and then the molecules of ZINC250k.
@@ -21,6 +23,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -257,7 +260,7 @@ def rewards(data: Path, count: int, overrides: list[str]) -> None:
 
 
 def drug_likeness(data: Path, count: int, overrides: list[str]) -> None:
-    """QED of every draw, not of the best: filters of 32 particles, beside eight chains each of an argmax."""
+    """QED of every draw, not of the best: filters of 32 particles, beside 32 chains of an argmax."""
     asked = ["operator=property", "prior=zinc_masked", "operator.name=qed", "operator.direction=maximise"]
     asked += ["operator.sigma=0.01", "sampler.particles=32", "sampler.keep=32", *overrides]
     for title, extra in (
@@ -269,7 +272,7 @@ def drug_likeness(data: Path, count: int, overrides: list[str]) -> None:
         rows = [answered([*asked, *extra], keep, seed) for seed in range(count)]
         told(title, [one for decoded, _, _ in rows for one in decoded], sum(calls for _, _, calls in rows))
     for children, last in ((4, None), (4, 200), (16, 200)):
-        decoded, calls = argmax(asked, 8 * count, children, last)
+        decoded, calls = argmax(asked, 32, children, last)
         told(f"argmax of {children}, last {last or 'all'}", decoded, calls)
 
 
@@ -355,6 +358,105 @@ def argmax(asked: list[str], chains: int, children: int, last: int | None):
     return [decode(g, vocabulary) for g in graphs_of(model.state(particles), len(vocabulary))], prior.calls
 
 
+def composed(data: Path, count: int, overrides: list[str]) -> None:
+    """Powers and products of priors by weights: annealed, of two properties, guided."""
+    known = molecules(data)
+    bare = make_prior(compose(["domain=molecule", "prior=qm9_masked"])["prior"])
+    vocabulary = bare.vocabulary_of_atoms
+    for power in (1.0, 1.5, 2.0):
+        decoded, said = [], []
+        for seed in range(count):
+            found, words = filtered(bare.composed(((bare, power),)), seed)
+            decoded += found
+            said.append(words)
+        print(f"\nqm9_masked^{power:g}: {'; '.join(said)}; diversity {diversity(decoded):.3f}")
+        quality(decoded, known)
+    prior = make_prior(compose(["domain=molecule", "prior=qm9_conditional"])["prior"])
+    first, second = {"logp": 1.5}, {"qed": 0.58}
+    terms = [term_of({"name": name, "target": value}) for name, value in (first | second).items()]
+
+    def given(values):
+        return replace(prior, wanted=prior.wishes(values))
+
+    rows = {
+        "nothing": ((prior, 1.0),),
+        "logP": ((given(first), 1.0),),
+        "logP, guided by 2": ((given(first), 2.0), (prior, -1.0)),
+        "QED": ((given(second), 1.0),),
+        "both, told at once": ((given(first | second), 1.0),),
+        "both, product": ((given(first), 1.0), (given(second), 1.0), (prior, -1.0)),
+        "both, product without weights": ((given(first), 1.0), (given(second), 1.0), (prior, -1.0)),
+    }
+    values = Values(terms, vocabulary, prior.layout.most)
+    for title, parts in rows.items():
+        decoded, said = [], []
+        for seed in range(count):
+            found, words = filtered(prior.composed(parts), seed, weighted=not title.endswith("weights"))
+            decoded += found
+            said.append(words)
+        table = [values.of_molecule(one.molecule, one.smiles) for one in decoded if one.valid_connected]
+        near = [[term.hit(v) for term, v in zip(terms, row, strict=True)] for row in table]
+        shares = [sum(row[k] for row in near) / len(decoded) for k in (0, 1)]
+        both = sum(all(row) for row in near) / len(decoded)
+        different = len({one.smiles for one in decoded})
+        print(
+            f"{title:30s} logP {shares[0]:.3f}  QED {shares[1]:.3f}  both {both:.3f}  connected "
+            f"{len(table) / len(decoded):.3f}  distinct {different} of {len(decoded)}  {said[0]}",
+            flush=True,
+        )
+
+
+def filtered(prior, seed: int, weighted: bool = True):
+    """64 draws of a filter of 256, and its ESS and founders in words."""
+    model = FirstHitting(prior, lambda tokens: torch.zeros(len(tokens)), completions=0)
+    generator = keyed_stream(seed, 5)
+    if weighted:
+        done = feynman_kac.run(model, feynman_kac.Settings(256), generator)
+        particles = done.drawn(64, generator)
+        words = f"ESS {min(done.statistics.ess):.2f}, founders {done.statistics.founders:.2f}"
+    else:
+        particles, _ = model.start(64, generator)
+        for k in range(model.steps):
+            particles, _ = model.move(k, particles, generator)
+        words = "no weights"
+    vocabulary = prior.vocabulary_of_atoms
+    return [decode(one, vocabulary) for one in graphs_of(model.state(particles), len(vocabulary))], words
+
+
+def aimed(data: Path, count: int, overrides: list[str]) -> None:
+    """Questions about properties: the conditional prior as a proposal, beside potentials and no steering."""
+    questions = {
+        "logP = 2": ["operator=property", "operator.name=logp", "operator.target=2"],
+        "logP = -1": ["operator=property", "operator.name=logp", "operator.target=-1"],
+        "logP = 1.5, QED = .58": [
+            "operator=product", "operator.operators=[{name: logp, target: 1.5}, {name: qed, target: 0.58}]",
+        ],
+        "TPSA = 60, SA = 3": [
+            "operator=product", "operator.operators=[{name: tpsa, target: 60}, {name: sa, target: 3}]",
+        ],
+    }  # fmt: skip
+    ways = {
+        "qm9_masked, weighted at the end": ["prior=qm9_masked", "sampler=first_hitting"],
+        "qm9_masked, potentials": ["prior=qm9_masked", "sampler=molecule_reward"],
+        "qm9_conditional": ["prior=qm9_conditional"],
+    }
+    for title, question in questions.items():
+        for name, extra in ways.items():
+            share, distinct, calls, spread = [], [], 0, []
+            for seed in range(count):
+                settings = [*question, *extra, "sampler.particles=64", "sampler.keep=32", *overrides]
+                decoded, hits, used = answered(settings, 32, seed)
+                share.append(np.mean(hits))
+                distinct.append(len({d.smiles for d, hit in zip(decoded, hits, strict=True) if hit}))
+                spread.append(diversity(decoded))
+                calls += used
+            print(
+                f"{title:24s} {name:32s} hits {np.mean(share):.3f}  distinct of 32 {np.mean(distinct):.1f}  "
+                f"diversity {np.mean(spread):.3f}  calls a draw {calls / (32 * count):.0f}",
+                flush=True,
+            )
+
+
 def generic(data: Path, count: int, overrides: list[str]) -> None:
     """The bundled prior against generated communities, the published one against its own hundred graphs."""
     real = [graph for _, graph in read_graphs(data / "checkpoints/gdss/community_small.npz")]
@@ -389,8 +491,10 @@ def main() -> None:
         "gdss": (published, 500),
         "gdss_zinc": (published_zinc, 64),
         "graphs": (generic, 100),
-        "qed": (drug_likeness, 2),
+        "qed": (drug_likeness, 4),
         "edm": (denoiser, 40),
+        "compose": (composed, 4),
+        "aim": (aimed, 8),
     }
     parser.add_argument("what", choices=tuple(tables))
     parser.add_argument("data", type=Path)
