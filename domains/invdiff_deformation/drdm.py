@@ -47,6 +47,7 @@ CARDIAC = WEIGHTS / "drdm_cardiac.safetensors"
 STARTS, UPSAMPLES = ("level", "top"), ("consistent", "released")
 CLAIM = "heuristic"
 ASPECT = 1.25  # by which the proportions of an image may differ from those that were trained on
+TOGETHER = 2**18  # pixels, as the network sees them, that are recovered in one batch
 SCALES, SPAN, RELATIVE = 4, 2, 0.08  # grids of velocities, image sides on the control grid, size of w
 
 Field: TypeAlias = Float[Tensor, "1 d *control"]
@@ -272,27 +273,32 @@ class Drdm:
     @torch.no_grad()
     def recovered(
         self,
-        image: Float[Tensor, "*grid"],
-        phi: Float[Tensor, "d *grid"],
+        images: Float[Tensor, "images *grid"],
+        phi: Float[Tensor, "batch d *grid"],
         level: int,
         start: str = "level",
-    ) -> Float[Tensor, "d *grid"]:
-        """phi after recovery from `level` (of the top, from T - 1 whatever the level) down to 1.
+    ) -> Float[Tensor, "batch d *grid"]:
+        """phi of as many images or of one after recovery from `level` (of the top, from T - 1) down to 1.
 
         Every step warps the original image, so that interpolation blurs it once. The network sees it averaged
-        to its own size, and its field, in fractions of the sides, is interpolated back.
+        to its own size, and its field, in fractions of the sides, is interpolated back. Deformations go
+        through it together, as many as hold `TOGETHER` pixels, and none depends on the others.
         """
-        still, found = image[None, None], phi[None]
-        first = level if start == "level" else self.network.steps - 1
-        whole = tuple(image.shape)
+        whole = tuple(phi.shape[2:])
         size = tuple(self.card.shape or whole)
         linear = "bilinear" if len(size) == 2 else "trilinear"
-        for t in range(first, 0, -1):
-            seen = F.interpolate(warped_image(still, found), size, mode="area")
-            part = self.network(seen, torch.tensor([t], device=image.device))
-            u = F.interpolate(part, whole, mode=linear, align_corners=False) * sides_of(found)
-            found = compose(found, u)
-        return found[0]
+        first = level if start == "level" else self.network.steps - 1
+        count = max(1, TOGETHER // math.prod(size))
+        still = images[:, None].expand(len(phi), 1, *whole)
+        done = []
+        for image, found in zip(still.split(count), phi.split(count), strict=True):
+            for t in range(first, 0, -1):
+                seen = F.interpolate(warped_image(image, found), size, mode="area")
+                part = self.network(seen, torch.full((len(found),), t, device=found.device))
+                u = F.interpolate(part, whole, mode=linear, align_corners=False) * sides_of(found)
+                found = compose(found, u)
+            done.append(found)
+        return torch.cat(done)
 
     def sample(
         self,
@@ -302,15 +308,16 @@ class Drdm:
         draws: Sequence[int],
         start: str = "level",
     ) -> RandomDeformations:
-        """Recovered deformations of an image in [0, 1], each for itself: the same among any others.
+        """Recovered deformations of an image in [0, 1], each for itself: to rounding, the same among others.
 
         Raises:
             InputError: see `require`.
         """
         self.require(tuple(image.shape), level, start)
         before = self.random(tuple(image.shape), level, seed, draws)
-        phi = [self.recovered(image, one.to(image), level, start) for one in before.phi]
-        return RandomDeformations(torch.stack(phi), before.draws)
+        return RandomDeformations(
+            self.recovered(image[None], before.phi.to(image), level, start), before.draws
+        )
 
 
 def load_drdm(path: Path = CARDIAC) -> Drdm:
