@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
-from invdiff import GaussianNoise, GaussianPrior, Measurement, Noise, compose, load_plugin
+from invdiff import GaussianNoise, GaussianPrior, InputError, Measurement, Noise, compose, load_plugin
 from invdiff_deformation import flow, metrics
 from invdiff_deformation.formats import Image, Points
 from invdiff_deformation.grid import Grid, between
@@ -23,8 +23,10 @@ from invdiff_deformation.operators import (
     Labels,
     LocalCorrelation,
     MutualInformation,
+    Observed,
     Term,
     Transform,
+    Weighted,
     observed,
 )
 from invdiff_deformation.regions import Surface, Volume
@@ -224,6 +226,27 @@ class Item:
             return Measurement(operator, pieces[0][1], y)
         return Measurement(operator, Joined([(noise, len(data)) for _, noise, data in pieces]), y)
 
+    def gaussian(self, sigma: float, beta: float, state: Float[Tensor, "*event"]) -> Measurement:
+        """Gaussian data with the curvature that the likelihood has at a state (Gauss-Newton), of std 1.
+
+        Raises:
+            InputError: for mutual information and label maps, which have none in closed form here.
+        """
+        u = self.transform.displacement(state[None])
+        terms, data = [], []
+        for term, noise, values in self.pieces(self.blur, sigma, beta):
+            if isinstance(noise, GaussianNoise):
+                terms.append(Weighted(term, 1 / noise.sigma))
+            elif isinstance(term, LocalCorrelation):
+                terms.append(term.gaussian(u))
+            else:
+                raise InputError(
+                    "sampler.sweeps=0 needs the curvature of the likelihood, which is known for "
+                    "similarity=mse and lncc and for points; set sampler.sweeps above 0"
+                )
+            data.append(torch.zeros(len(values)))
+        return Measurement(Observed(self.transform, terms), GaussianNoise(1.0), torch.cat(data))
+
     def mode(
         self, sigma: float, beta: float, start: Float[Tensor, "*event"] | None = None
     ) -> Float[Tensor, "*event"]:
@@ -271,7 +294,9 @@ def begun(item: Item) -> tuple[Item, Measurement, Tensor | None]:
         tempered += "tempered by it" if beta < 1 else "every voxel counts once: the spread is too small"
         notes["beta"] = f"{beta:.3g}: {tempered}"
     item = replace(item, notes=notes)
-    return item, item.measurement(sigma, beta), state
+    measurement = item.measurement(sigma, beta)
+    measurement.operator.gaussian = lambda: item.gaussian(sigma, beta, state)  # type: ignore[attr-defined]
+    return item, measurement, state
 
 
 def registered(

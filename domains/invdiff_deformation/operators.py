@@ -88,6 +88,11 @@ class Observed(Operator):
         self.transform, self.terms = transform, tuple(terms)
         self.event_shape = transform.coordinates.event_shape
 
+    @property
+    def seen(self) -> Float[Tensor, "*event"] | None:
+        """Up to a factor how well data on the voxels see each coordinate, see `Coordinates`."""
+        return self.transform.coordinates.seen
+
     def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch data"]:
         u = self.transform.displacement(x)
         return torch.cat([term.of(u) for term in self.terms], dim=1)
@@ -100,6 +105,16 @@ def observed(transform: Transform, terms: Sequence[Term]) -> Operator:
         return operator  # a network prior's coordinates refuse what follows
     rows = [term.rows(transform.coordinates) for term in terms if isinstance(term, Displacements)]
     return MatrixOperator(torch.cat(rows))
+
+
+class Weighted:
+    """What a term predicts, times weights."""
+
+    def __init__(self, term: Term, weight: Float[Tensor, "data"] | float) -> None:
+        self.term, self.weight = term, weight
+
+    def of(self, u: Float[Tensor, "batch d *grid"]) -> Float[Tensor, "batch data"]:
+        return self.weight * self.term.of(u)
 
 
 class Displacements:
@@ -220,6 +235,20 @@ class LocalCorrelation(Images):
         best = var_f / total_f  # of moved = a fixed + b without the moving nugget
         term = -0.5 * self.beta * (torch.log1p(-square) - torch.log1p(-best))
         return term[:, self.inside.to(u.device)]
+
+    def gaussian(self, u: Float[Tensor, "one d *grid"]) -> Weighted:
+        """m o phi with weights whose squares are `beta` times the means over windows of a^2 / rho.
+
+        a is the slope of f on m o phi in a window and rho the variance that it leaves: second derivatives of
+        the term in m o phi, with a, the offset and rho held still at u.
+        """
+        moved, fixed = self.warped(u), self.fixed.to(u)[None]
+        _, mean_f, total_m, cov = self._local(moved, fixed)
+        total_f = (window_mean(fixed**2, self.window) - mean_f**2).clamp_min(0) + self.small_f
+        share = (cov / total_m) ** 2 / (total_f - cov**2 / total_m).clamp_min(self.small_f)
+        square = self.beta * window_mean(share * self.inside.to(u), self.window)
+        images = Images(self.moving, self.fixed, self.inside, self.to_moving, self.seen, self.padding)
+        return Weighted(images, square[0, self.inside.to(u.device)].sqrt())
 
 
 def splines(values: Float[Tensor, "*shape"], bins: int) -> Float[Tensor, "*shape bins"]:

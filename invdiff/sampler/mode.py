@@ -14,6 +14,15 @@ with s the caller's guess of the shape of diag H; c is one product at the start 
 H is known by its largest eigenvalues only, found by block power iteration with products H v from double
 backward; what is left of it is taken as 0, where q is the prior. Negative eigenvalues (away from a mode) are
 taken as 0 too.
+
+Where the data see too many directions for that, q is drawn from without its eigenvalues, with H = J^T J of
+Gauss and Newton, J the derivative of the forward model at z* over sigma:
+
+    (I + J^T J) delta = e + J^T n,   e, n ~ N(0, I),   z = z* + delta
+
+by conjugate gradients in the coordinates y from delta = e, so that where the data say nothing a draw of the
+prior is kept as it is. Source: Papandreou & Yuille, NIPS 2010; Bardsley et al., SISC 36, 2014 (of nonlinear
+models, where the equation is solved anew for every draw and not at the mode).
 """
 
 from __future__ import annotations
@@ -26,12 +35,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from invdiff.errors import InputError
+from invdiff.measurement.linear import conjugate_gradients
 from invdiff.measurement.measurement import Measurement
 from invdiff.prior.gaussian import GaussianPrior
 from invdiff.prior.prior import Prior
 
 Potential = Callable[[Tensor], Tensor]
 CHUNK = 32  # rows that are differentiated together
+TOLERANCE = 1e-6  # of conjugate gradients, on the residual
 
 
 def gaussian_of(prior: Prior, what: str) -> GaussianPrior:
@@ -83,7 +94,10 @@ def posterior_mode(
         def potential(z: Tensor, measurement: Measurement = measurement) -> Tensor:
             return -measurement.log_likelihood(unwhiten(prior, z))
 
-        scale = torch.ones_like(z) if seen is None else scales(potential, z, seen.to(z))
+        scale = torch.ones_like(z)
+        if seen is not None:
+            signs = signs_like(z)
+            scale = scales(float((signs * hessian_rows(potential, z, signs[None])[0]).sum()), seen.to(z))
         y = (z / scale).requires_grad_()
         optimizer = torch.optim.LBFGS(
             [y], lr=1.0, max_iter=iterations, history_size=20, line_search_fn="strong_wolfe"
@@ -103,13 +117,14 @@ def posterior_mode(
     return z
 
 
-def scales(
-    potential: Potential, z: Float[Tensor, "*event"], seen: Float[Tensor, "*event"]
-) -> Float[Tensor, "*event"]:
-    """(1 + c s)^(-1/2) at z, see above."""
+def signs_like(z: Float[Tensor, "*event"]) -> Float[Tensor, "*event"]:
+    """Random signs, always the same."""
     generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(0, 2, z.shape, generator=generator).to(z) * 2 - 1
-    curvature = float((signs * hessian_rows(potential, z, signs[None])[0]).sum())
+    return torch.randint(0, 2, z.shape, generator=generator).to(z) * 2 - 1
+
+
+def scales(curvature: float, seen: Float[Tensor, "*event"]) -> Float[Tensor, "*event"]:
+    """(1 + c s)^(-1/2), see above, of `curvature` = <r, H r>."""
     return (1 + max(curvature, 0.0) / float(seen.sum()) * seen).rsqrt()
 
 
@@ -194,3 +209,84 @@ def curvature_at(
     keep = values.argsort(descending=True)[:rank] if columns < size else values.argsort(descending=True)
     keep = keep[values[keep] > 0]
     return Laplace(z, block @ vectors[:, keep], values[keep])
+
+
+@dataclass(frozen=True)
+class GaussNewton:
+    """q = N(centre, (I + J^T J)^-1), drawn by conjugate gradients.
+
+    Attributes:
+        centre: z*.
+        push, pull: products with J and J^T, of one event and of one list of data over sigma.
+        data: shape of those.
+        scale: of the coordinates y.
+        products: iterations of a draw at most, one product with J and one with J^T each.
+    """
+
+    centre: Float[Tensor, "*event"]
+    push: Callable[[Tensor], Tensor]
+    pull: Callable[[Tensor], Tensor]
+    data: tuple[int, ...]
+    scale: Float[Tensor, "*event"]
+    products: int
+
+    def draws(self, count: int, generator: torch.Generator) -> Float[Tensor, "count *event"]:
+        """z of the law q, one after the other."""
+        return torch.stack([self._draw(generator) for _ in range(count)])
+
+    def _draw(self, generator: torch.Generator) -> Float[Tensor, "*event"]:
+        z, scale = self.centre, self.scale
+        prior = torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z)
+        noise = torch.randn(self.data, generator=generator, dtype=z.dtype).to(z)
+
+        def matvec(y: Float[Tensor, "one *event"]) -> Float[Tensor, "one *event"]:
+            event = scale * y[0]
+            return (scale * (event + self.pull(self.push(event))))[None]
+
+        found = conjugate_gradients(
+            matvec,
+            (scale * (prior + self.pull(noise)))[None],
+            start=(prior / scale)[None],
+            iterations=self.products,
+            tolerance=TOLERANCE,
+        )
+        return z + scale * found.x[0]
+
+
+def gauss_newton(
+    prior: GaussianPrior,
+    measurement: Measurement,
+    z: Float[Tensor, "*event"],
+    what: str,
+    products: int,
+    seen: Float[Tensor, "*event"] | None = None,
+) -> GaussNewton:
+    """The Laplace approximation at z with the curvature of Gauss and Newton, see above.
+
+    Args:
+        measurement: of Gaussian noise.
+        what: the sampler that asks, for a refusal.
+        products: at most, of a draw.
+        seen: see `posterior_mode`.
+
+    Raises:
+        InputError: for noise that is not Gaussian.
+    """
+    sigma = measurement.gaussian(what).sigma
+    with torch.enable_grad():
+        leaf = z.detach().clone().requires_grad_()
+        clean = measurement.operator(unwhiten(prior, leaf[None]))[0] / sigma
+        clean = torch.view_as_real(clean) if clean.is_complex() else clean
+        probe = torch.zeros_like(clean, requires_grad=True)
+        (pulled,) = torch.autograd.grad(clean, leaf, probe, create_graph=True)  # linear in the probe
+
+    def pull(data: Tensor) -> Tensor:
+        return torch.autograd.grad(clean, leaf, data, retain_graph=True)[0]
+
+    def push(event: Tensor) -> Tensor:
+        return torch.autograd.grad(pulled, probe, event, retain_graph=True)[0]
+
+    scale = torch.ones_like(z)
+    if seen is not None:
+        scale = scales(float(push(signs_like(z)).square().sum()), seen.to(z))
+    return GaussNewton(z.detach(), push, pull, tuple(clean.shape), scale, products)

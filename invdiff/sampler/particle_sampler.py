@@ -173,7 +173,8 @@ class ParticleSampler(Wrapper):
             state = getattr(model, "state", None)
             x = state(final) if state else final if isinstance(final, torch.Tensor) else final.x
             rows.update(enumerate(x.reshape(-1, *shape), group * self.keep))
-            statistics.append(filtered.statistics)
+            if getattr(model, "weighted", True):
+                statistics.append(filtered.statistics)
         x = torch.stack([rows[number] for number in noise.particles])
         require_finite(x, self.name)
         return Draws(x, tuple(statistics))

@@ -17,6 +17,11 @@ Law: `consistent`: right for many particles, whatever the Laplace approximation 
 the modes that the reference does not reach are missing. For linear operators and Gaussian noise the
 Laplace reference is the posterior (where `rank` does not cut it) and the samples are exact.
 
+With `sweeps=0` nothing is tempered: the draws of the Laplace approximation itself are the samples, with the
+curvature of Gauss and Newton (`mode.GaussNewton`), for problems where a gradient costs a second and the
+coordinates are a hundred thousand. They are exact where everything is linear and Gaussian; elsewhere they
+know one mode and no curved law around it, carry no weight and estimate no p(y): `heuristic`.
+
 Sources: Neal, Statistics and Computing 11, 2001 (annealed weights); Del Moral, Doucet & Jasra, JRSS B 68,
 2006 (samplers of a sequence); Shahbaba et al., Statistics and Computing 24, 2014 (split Hamiltonian moves).
 """
@@ -37,7 +42,17 @@ from invdiff.prior.gaussian import GaussianPrior
 from invdiff.prior.prior import Prior
 from invdiff.sampler.feynman_kac import choose, gather
 from invdiff.sampler.guidance.guidance import Claim
-from invdiff.sampler.mode import CHUNK, Laplace, curvature_at, gaussian_of, posterior_mode, standard, unwhiten
+from invdiff.sampler.mode import (
+    CHUNK,
+    GaussNewton,
+    Laplace,
+    curvature_at,
+    gauss_newton,
+    gaussian_of,
+    posterior_mode,
+    standard,
+    unwhiten,
+)
 from invdiff.sampler.particles import ancestors, effective_fraction
 from invdiff.sampler.weighting.target import Target
 
@@ -160,6 +175,29 @@ class TemperedModel:
         return self.bridge.x(particles.w)
 
 
+@dataclass(frozen=True)
+class ReferenceModel:
+    """The draws of the Laplace approximation as they are: no moves, no weights, no evidence."""
+
+    prior: GaussianPrior
+    reference: GaussNewton
+    steps: ClassVar[int] = 0
+    weighted: ClassVar[bool] = False
+
+    def start(self, count: int, generator: torch.Generator) -> tuple[Tensor, Float[Tensor, "particles"]]:
+        return self.reference.draws(count, generator), torch.zeros(count, dtype=torch.float64)
+
+    def move(
+        self, k: int, particles: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Float[Tensor, "particles"]]:
+        """None."""
+        return particles, torch.zeros(len(particles), dtype=torch.float64)
+
+    def state(self, particles: Tensor) -> Float[Tensor, "particles *event"]:
+        """Draws as events."""
+        return unwhiten(self.prior, particles)
+
+
 def next_power(psi: Float[Tensor, "n"], power: float, share: float) -> float:
     """The largest power up to 1 to which the weights keep an effective share of `share`, by bisection."""
 
@@ -181,13 +219,14 @@ class Tempered:
 
     Attributes:
         reference: `laplace` or `prior`: where the particles start.
-        sweeps: Hamiltonian moves at each power.
+        sweeps: Hamiltonian moves at each power; 0: the draws of the Laplace approximation are the samples.
         leapfrogs: steps of a move.
         ess: effective share of the pilot's particles from one power to the next.
         accept: acceptance that the step lengths aim at.
         pilot: particles of the pilot run.
         rank: eigenvalues of the Hessian that the Laplace reference keeps; None: all where they are at most
-            1024 (a linear forward model has no more of them than data), else 64.
+            1024 (a linear forward model has no more of them than data), else 64. Without sweeps: the products
+            with J^T J of a draw, at most; None: 64.
         chunk: particles that are differentiated together; lower it where memory is short.
         iterations: of L-BFGS to the mode, where the forward model offers no `guess`.
     """
@@ -202,7 +241,6 @@ class Tempered:
     iterations: int = 100
     chunk: int = CHUNK
     name: ClassVar[str] = "tempered"
-    claim: ClassVar[Claim] = "consistent"
     reach: ClassVar[float] = (
         2e3  # beyond, the Hessian of a linear problem is as a rule too large to be kept whole
     )
@@ -212,15 +250,22 @@ class Tempered:
     def __post_init__(self) -> None:
         if self.reference not in REFERENCES:
             raise InputError(f"sampler.reference is {self.reference!r}; expected laplace or prior")
+        if self.sweeps == 0 and self.reference != "laplace":
+            raise InputError("without sweeps the samples are those of the reference; it must be laplace")
         if (
-            min(self.sweeps, self.leapfrogs, self.rank or 1, self.iterations, self.chunk) < 1
+            min(self.sweeps + 1, self.leapfrogs, self.rank or 1, self.iterations, self.chunk) < 1
             or self.pilot < 4
         ):
             raise InputError(
-                "tempered needs sweeps, leapfrogs, rank, iterations and chunk >= 1 and pilot >= 4"
+                "tempered needs sweeps >= 0, leapfrogs, rank, iterations and chunk >= 1 and pilot >= 4"
             )
         if not (0 < self.ess < 1 and 0 < self.accept < 1):
             raise InputError("tempered needs 0 < ess < 1 and 0 < accept < 1")
+
+    @property
+    def claim(self) -> Claim:
+        """What the samples are worth."""
+        return "consistent" if self.sweeps else "heuristic"
 
     @property
     def steps(self) -> int:
@@ -230,22 +275,30 @@ class Tempered:
         """A Gaussian prior in closed form."""
         gaussian_of(prior, self.name)
 
-    def model(self, target: Target, generator: torch.Generator) -> TemperedModel:
+    def model(self, target: Target, generator: torch.Generator) -> TemperedModel | ReferenceModel:
         """The mode and its curvature where asked for, then the pilot run."""
         prior = gaussian_of(target.prior, self.name)
         reference = standard(target.shape, target.dtype, target.device)
         if self.reference == "laplace":
             measurement = target.measurement
             offered = getattr(measurement.operator, "guess", None)
-            mode = posterior_mode(
-                prior,
-                [measurement],
-                target.shape,
-                start=None if offered is None else offered(),
-                iterations=self.iterations,
-                dtype=target.dtype,
-                device=target.device,
-            )
+            mode = None if offered is None else offered().to(target.device, target.dtype)
+            if mode is None or self.sweeps:
+                mode = posterior_mode(
+                    prior,
+                    [measurement],
+                    target.shape,
+                    start=mode,
+                    iterations=self.iterations,
+                    dtype=target.dtype,
+                    device=target.device,
+                )
+            if self.sweeps == 0:
+                nearby = getattr(measurement.operator, "gaussian", lambda: measurement)()
+                seen = getattr(measurement.operator, "seen", None)
+                return ReferenceModel(
+                    prior, gauss_newton(prior, nearby, mode, self.name, self.rank or CUT, seen)
+                )
 
             def potential(z: Tensor) -> Tensor:
                 return -measurement.log_likelihood(unwhiten(prior, z))

@@ -17,7 +17,7 @@ from invdiff.measurement.operator import FunctionOperator, MatrixOperator
 from invdiff.prior.gaussian import GaussianPrior
 from invdiff.prior.mixture import GaussianMixture
 from invdiff.sampler import feynman_kac, tempered
-from invdiff.sampler.mode import curvature_at, posterior_mode, standard, unwhiten
+from invdiff.sampler.mode import curvature_at, gauss_newton, posterior_mode, standard, unwhiten
 from invdiff.sampler.tempered import Bridge, State, Tempered, hamiltonian_move
 from invdiff.sampler.weighting.target import Target
 
@@ -117,6 +117,41 @@ def test_exact_on_linear_gaussian_problems() -> None:
     assert float((ratio - 1).abs().max()) < 4.5 * (2 / 2000) ** 0.5
 
 
+def test_without_sweeps_linear_gaussian_problems_are_exact() -> None:
+    """Mean and covariance of 1000 draws, solved to the end; no evidence, and no claim beyond this.
+
+    False alarms: 12 means and 78 entries of the whitened covariance at 4.5 standard errors, 6e-4.
+    """
+    prior, measurement = gaussian_problem()
+    exact = prior.posterior(measurement.operator, measurement.y, SIGMA)
+    vars(measurement.operator)["seen"] = torch.logspace(0, 2, DIM, dtype=torch.float64)
+    settings = {"particles": 1000, "keep": 1000, "sweeps": 0, "rank": 60, "iterations": 300}
+    drawn = sample(
+        prior, measurement, (DIM,), sampler="tempered", samples=1000, dtype=torch.float64, **settings
+    )
+    assert drawn.claim == "heuristic" and drawn.log_evidence is None
+    root = torch.linalg.cholesky(exact.covariance)
+    w = torch.linalg.solve_triangular(root, (drawn.samples - exact.mean).mT, upper=False)
+    assert float(w.mean(dim=1).abs().max()) < 4.5 / 1000**0.5
+    error = (w @ w.mT / 1000 - torch.eye(DIM, dtype=torch.float64)).abs()
+    assert float(error.fill_diagonal_(0).max()) < 4.5 / 1000**0.5
+    assert float((w.square().mean(dim=1) - 1).abs().max()) < 4.5 * (2 / 1000) ** 0.5
+
+
+def test_where_the_data_say_nothing_few_products_are_enough() -> None:
+    """60 coordinates, 3 of them measured: after 3 products the draws are those of 60, scaled or not."""
+    prior = GaussianPrior.diagonal(torch.zeros(60, dtype=torch.float64), torch.ones(60, dtype=torch.float64))
+    matrix = torch.zeros((3, 60), dtype=torch.float64)
+    matrix[[0, 1, 2], [0, 20, 40]] = torch.tensor([1.0, 3.0, 10.0], dtype=torch.float64)
+    measurement = Measurement(MatrixOperator(matrix), GaussianNoise(1.0), torch.zeros(3, dtype=torch.float64))
+    z, found = torch.zeros(60, dtype=torch.float64), []
+    for products, seen in ((60, None), (3, None), (4, torch.logspace(0, 3, 60, dtype=torch.float64))):
+        law = gauss_newton(prior, measurement, z, "tempered", products, seen)
+        found.append(law.draws(4, torch.Generator().manual_seed(0)))
+    for one in found[1:]:
+        torch.testing.assert_close(one, found[0], rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("reference", ["laplace", "prior"])
 def test_consistent_on_a_curved_posterior(reference: str) -> None:
     """Mean and evidence by quadrature, 40 filters of 64, within 3.9 standard errors (1e-4 each)."""
@@ -196,4 +231,6 @@ def test_refusals() -> None:
         Tempered(reference="mode")
     with pytest.raises(InputError, match="pilot"):
         Tempered(pilot=1)
+    with pytest.raises(InputError, match="must be laplace"):
+        Tempered(sweeps=0, reference="prior")
     assert replace(Tempered(), rank=3).rank == 3

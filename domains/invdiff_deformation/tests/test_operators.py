@@ -8,7 +8,8 @@ import torch
 from scipy.stats import multivariate_normal
 from torch import Tensor
 
-from invdiff import GaussianNoise, InputError, Measurement
+from invdiff import GaussianNoise, InputError, Measurement, sample
+from invdiff.sampler.mode import gauss_newton, hessian_rows
 from invdiff_deformation.grid import Grid
 from invdiff_deformation.item import registered
 from invdiff_deformation.jacobian import jacobian
@@ -250,6 +251,54 @@ def test_the_mode_finds_a_known_deformation() -> None:
     found = transform.displacement(coarse_to_fine(state.prior, steps)[None])
     before = float(truth.norm(dim=1).mean())
     assert float((found - truth).norm(dim=1).mean()) < 0.3 * before
+
+
+def test_draws_of_the_laplace_approximation_spread_as_tempered_particles_do() -> None:
+    """A plane with noise of known std: std of u beside the consistent sampler's, 48 draws of each."""
+    generator = torch.Generator().manual_seed(2)
+    state = modes()
+    transform = Transform(state)
+    moving = picture(3)
+    truth = transform.displacement(torch.randn((1, *state.event_shape), generator=generator))
+    fixed = Images(moving, moving, everywhere()).warped(truth)[0]
+    fixed = fixed + 0.05 * torch.randn(SHAPE, generator=generator)
+
+    def seen(blur: float) -> Measurement:
+        pair = [blurred(image.numpy(), blur) for image in (moving, fixed)]
+        operator = observed(transform, [Images(pair[0], pair[1], everywhere())])
+        return Measurement(operator, GaussianNoise(0.05), pair[1].flatten())
+
+    mode = coarse_to_fine(state.prior, [seen(blur) for blur in (2.0, 1.0, 0.0)], seen=state.seen)
+    measurement = seen(0.0)
+    vars(measurement.operator)["guess"] = lambda: mode
+    settings = {"sampler": "tempered", "samples": 48, "particles": 48, "keep": 48}
+    spreads = []
+    for more in ({"sweeps": 0}, {"pilot": 16}):
+        z = sample(state.prior, measurement, state.event_shape, **settings, **more).samples
+        spreads.append(transform.displacement(z).var(dim=0).sum(dim=0).sqrt())
+    laplace, tempered = spreads
+    assert 0.85 < float(laplace.mean() / tempered.mean()) < 1.15
+    assert float(torch.corrcoef(torch.stack([one.flatten() for one in spreads]))[0, 1]) > 0.8
+
+
+def test_curvature_of_local_correlation_is_that_of_its_gaussian() -> None:
+    """Along draws of its own at the mode of two noisy images; other similarities refuse."""
+    rng = np.random.default_rng(0)
+    shape = (48, 40)
+    still = picture(4, shape).numpy()
+    fixed, moving = ((gain * still + 0.02 * rng.normal(size=shape)).astype(np.float32) for gain in (1.0, 3.0))
+    grid = Grid(shape, np.eye(4))
+    item, measurement, mode = registered(fixed, moving, grid, None, ["operator=register_subjects"])
+    assert mode is not None
+    nearby = measurement.operator.gaussian()
+    law = gauss_newton(item.prior, nearby, mode, "tempered", 60, measurement.operator.seen)
+    rows = law.draws(8, torch.Generator().manual_seed(0)) - mode
+    exact = hessian_rows(lambda z: -measurement.log_likelihood(z), mode, rows)
+    ratio = sum(float(law.push(row).square().sum()) for row in rows) / float((rows * exact).sum())
+    assert 0.75 < ratio < 1.5, ratio
+    item, measurement, mode = registered(fixed, moving, grid, None, ["operator.similarity=mi"])
+    with pytest.raises(InputError, match="sweeps"):
+        measurement.operator.gaussian()
 
 
 @pytest.mark.parametrize("shape", [(9, 14), (7, 10, 5)])

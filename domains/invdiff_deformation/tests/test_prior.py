@@ -162,6 +162,7 @@ def test_the_exact_posterior_against_another_route() -> None:
     "name, settings, exact",
     [
         ("tempered", {"particles": 400, "keep": 400}, True),
+        ("tempered", {"particles": 400, "keep": 400, "sweeps": 0}, True),
         (
             "moment_matching",
             {"steps": 60, "sigma_max": 10.0, "eta": 1.0, "iterations": 60, "tolerance": 1e-6},
