@@ -1,10 +1,10 @@
 """Deformations on real data, beside classical registration.
 
-    python benchmarks/deformation.py simulated DATA             pairs made by the model: coverage, chi2
+    python benchmarks/deformation.py simulated DATA             pairs made by the model: coverage, chi2, std
     python benchmarks/deformation.py lungs DATA [--seeds 1]     landmarks, held out by fifths, exact posterior
     python benchmarks/deformation.py cardiac DATA [--every 1]   Sunnybrook test pairs: mode, posterior, demons
     python benchmarks/deformation.py spread DATA [--every 1]    factor on the spread, from training pairs
-    python benchmarks/deformation.py brain DATA                 a pair of volumes: posterior, time, memory
+    python benchmarks/deformation.py brain DATA                 a pair of volumes: mode, Laplace draws, memory
     python benchmarks/deformation.py slices DATA                planes of pairs of brains: mode, demons
 
 Shorter runs with --every N (every N-th pair).
@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -138,6 +139,12 @@ def item_of(
     return item, measurement, mode
 
 
+def sampler_of(overrides: Sequence[str]) -> dict[str, Any]:
+    """The sampler of a configuration, as `sample` takes it."""
+    settings = dict(compose(["domain=deformation", *overrides])["sampler"])
+    return {"sampler": str(settings.pop("name")), **settings}
+
+
 def simulated(data: Path, options: argparse.Namespace) -> None:
     """Pairs that the model itself makes, of 32 x 32 brain slices, sigma known: error, coverage, chi2."""
     with np.load(data / "deformation/brain2d_pairs.npz") as file:
@@ -146,9 +153,12 @@ def simulated(data: Path, options: argparse.Namespace) -> None:
     modes = Modes(Spectrum(lengths=(4.0, 8.0)), grid)
     transform = Transform(modes)
     inside = torch.ones(grid.shape, dtype=torch.bool)
-    errors, inner, covers = [], [], []
+    errors, inner, covers, spreads = [], [], [], []
     began = time.process_time()
     count = 8 * options.seeds
+    settings: dict[str, Any] = {"sampler": "tempered"}
+    if options.overrides:
+        settings = {**sampler_of(options.overrides), "particles": 16}
     for number in range(count):
         moving = F.avg_pool2d(slices[number % len(slices)][None], 4)[0, 2:34, 6:38]
         moving = moving / moving.max()
@@ -167,16 +177,22 @@ def simulated(data: Path, options: argparse.Namespace) -> None:
         measurement = seen(0.0)
         measurement.operator.guess = lambda mode=mode: mode
         drawn = sample(
-            modes.prior, measurement, modes.event_shape, sampler="tempered", samples=16, keep=16, seed=number
+            modes.prior,
+            measurement,
+            modes.event_shape,
+            samples=SAMPLES,
+            seed=number,
+            **{**settings, "keep": SAMPLES},
         )
         u = torch.cat([transform.displacement(z[None]) for z in drawn.samples])
         errors.append(float((u.mean(0) - truth).norm(dim=0).mean()))
         inner.append(float(drawn.chi2.mean()))
+        spreads.append(float(u.var(dim=0).sum(dim=0).sqrt().mean()))
         covers.append(list(coverage_of_draws(truth.numpy().ravel(), u.numpy().reshape(16, -1)).values()))
     print(
         f"{count} problems, {(time.process_time() - began) / count:.1f} CPU s each: error of the mean "
-        f"{np.mean(errors):.3f} voxels, chi2 {np.mean(inner):.3f}, coverage at 50, 90, 95 %: "
-        f"{np.mean(covers, axis=0).round(3)}"
+        f"{np.mean(errors):.3f} voxels, chi2 {np.mean(inner):.3f}, std {np.mean(spreads):.3f}, coverage at "
+        f"50, 90, 95 %: {np.mean(covers, axis=0).round(3)}"
     )
 
 
@@ -192,7 +208,7 @@ def cardiac_pairs(data: Path, split: str, every: int) -> Iterator[tuple[int, Arr
 def drawn_of(item: Item, measurement: Measurement, overrides: Sequence[str]) -> Drawn:
     """16 samples with the domain's sampler, all kept from one filter where it has filters."""
     config = compose(["domain=deformation", *overrides])
-    settings = {key: value for key, value in config["sampler"].items() if key != "name"}
+    settings = sampler_of(overrides)
     if "keep" in settings:
         settings["keep"] = SAMPLES
     prior = load_plugin("priors", str(config["prior"]["name"]))(config["prior"])
@@ -200,7 +216,6 @@ def drawn_of(item: Item, measurement: Measurement, overrides: Sequence[str]) -> 
         prior if isinstance(prior, LearnedVelocity) else item.prior,
         measurement,
         item.transform.coordinates.event_shape,
-        sampler=str(config["sampler"]["name"]),
         samples=SAMPLES,
         **settings,
     )
@@ -277,7 +292,10 @@ def brain(data: Path, options: argparse.Namespace) -> None:
     grid = Grid(arrays["fixed"].shape, np.diag([2.0, 2.0, 2.0, 1.0]))
     labels = tuple(known_labels(arrays[f"{side}_seg"], arrays) for side in ("fixed", "moving"))
     began, wall = time.process_time(), time.time()
-    overrides = ("operator=register_subjects", "sampler=tempered_volume", *options.overrides)
+    sampler = (
+        [] if any(one.startswith("sampler=") for one in options.overrides) else ["sampler=laplace_volume"]
+    )
+    overrides = ("operator=register_subjects", *sampler, *options.overrides)
     item, measurement, mode = item_of(arrays["fixed"], arrays["moving"], grid, labels, overrides)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"mode: {time.process_time() - began:.0f} CPU s, {time.time() - wall:.0f} s, {memory:.1f} GB")
@@ -288,20 +306,24 @@ def brain(data: Path, options: argparse.Namespace) -> None:
     if options.mode:
         return
     began, wall = time.process_time(), time.time()
-    config = compose(["domain=deformation", *overrides])["sampler"]
-    settings = {key: value for key, value in config.items() if key != "name"}
+    settings = sampler_of(overrides)
     shape = item.transform.coordinates.event_shape
-    drawn = sample(
-        item.prior, measurement, shape, sampler="tempered", samples=int(settings["keep"]), **settings
-    )
+    drawn = sample(item.prior, measurement, shape, samples=int(settings["keep"]), **settings)
     deformations = Drawn(item, drawn)
     tell_row("posterior, exp of the mean", row_of(item, deformations.representative))
+    rows = [row_of(item, one) for one in deformations.u]
+    tell_row("mean of the samples' own", {key: float(np.mean([row[key] for row in rows])) for key in rows[0]})
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"samples: {time.process_time() - began:.0f} CPU s, {time.time() - wall:.0f} s, {memory:.1f} GB")
+    inside = labels[0] > 0
     print(
-        f"chi2 {float(drawn.chi2.mean()):.3f}, std {deformations.std.mean():.2f} mm",
-        boundary_facts(deformations),
+        f"{drawn.claim}, chi2 {float(drawn.chi2.mean()):.3f}, std {deformations.std.mean():.2f} mm, inside "
+        f"labels {deformations.std[inside].mean():.2f}, elsewhere {deformations.std[~inside].mean():.2f}"
     )
+    for factor in (1.0, 2.0, 3.0, 4.0):
+        wider = Drawn(replace(item, spread=factor), drawn)
+        folded = 100 * float(torch.stack([folded_strict(one[None]).double().mean() for one in wider.u]).max())
+        print(f"spread {factor:g}: folded % of the samples, largest {folded:.4f}", boundary_facts(wider))
 
 
 def slices(data: Path, options: argparse.Namespace) -> None:
