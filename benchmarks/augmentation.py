@@ -14,8 +14,9 @@ training patients, both phases:
 
 Copies are those of the publication, 32 of every image, of levels 48, 48, 50, 50, 52, ... . Judged on all
 slices of the test patients. Steps, batches and the random numbers of the intensities are the same in every
-arm; a network that has not learned its own training images is begun again. A seed chooses patients, network and copies; intervals of the paired differences are bootstrapped over
-test patients and seeds together. The table is printed after every seed, of the seeds so far.
+arm; a network that has not learned its own training images is begun again. A seed chooses patients, network
+and copies; intervals of the paired differences are bootstrapped over test patients and seeds together. The
+table is printed after every seed, of the seeds so far.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def dice_of(model: torch.nn.Module, images: Tensor, masks: Tensor) -> Float[np.n
 def trained(
     originals: Pair, copies: Pair | None, augment: Callable[..., Pair] | None, seed: int, steps: int
 ) -> torch.nn.Module:
-    """`train`; begun again with another network where it has not learned its own images (one in 30 does not)."""
+    """`train`, begun again with another network where it has not learned its own images (one in 30)."""
     for attempt in range(4):
         model = train(originals, copies, augment, seed + 1000 * attempt, steps)
         if dice_of(model, *originals).mean() > LEARNED:
