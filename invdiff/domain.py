@@ -81,12 +81,14 @@ class Summary:
         facts: single figures such as coverage, by name.
         convention: how the metrics are defined.
         warnings: sentences that a reader must not miss.
+        answers: how many of the samples are what was asked for; None where that is no question.
     """
 
     table: dict[str, dict[str, float]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     convention: str = ""
     warnings: tuple[str, ...] = ()
+    answers: int | None = None
 
 
 @runtime_checkable

@@ -132,9 +132,9 @@ class MoleculeDomain:
                 facts[f"{name} of {few} molecules of {item.references.name} to the others"] = round(value, 4)
         merged = item.merged(posterior)
         hits = [row for row in merged if row.hit]
+        answers = sum(row.count for row in hits)
         facts |= {
-            "answers": f"{sum(row.count for row in hits)} of {len(posterior.samples)} draws, "
-            f"{len(hits)} different molecules",
+            "answers": f"{answers} of {len(posterior.samples)} draws, {len(hits)} different molecules",
             "entropy of the draws (nats)": round(metrics.entropy([row.count for row in merged]), 3),
         }
         known = [row for row in merged if row.decoded.valid_connected]
@@ -160,7 +160,7 @@ class MoleculeDomain:
             warnings.append(f"0 of {len(posterior.samples)} draws answer the question: {item.words}.")
         if len(posterior.samples) < 16:
             warnings.append("Fewer than 16 draws: shares are coarse; set samples=64.")
-        return Summary(table, facts, metrics.CONVENTION, tuple(warnings))
+        return Summary(table, facts, metrics.CONVENTION, tuple(warnings), answers)
 
     def write(self, problem: Problem, posterior: Posterior, baselines: Estimates, folder: Path) -> None:
         """`molecules.csv`, `.smi`, `.sdf` and the states."""

@@ -101,6 +101,16 @@ def calibration_sentence(item: Mapping[str, Any]) -> str | None:
     )
 
 
+def answers(item: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, float]:
+    """What a sample that answers the question cost, where there is one."""
+    if "network_calls_per_answer" not in item:
+        return {}
+    return {
+        "network calls an answer": item["network_calls_per_answer"],
+        "seconds an answer": seconds["sampling_per_answer"],
+    }
+
+
 def write_report(
     run: Path,
     config: Mapping[str, Any],
@@ -142,6 +152,7 @@ def write_report(
             "network calls a sample": item["network_calls_per_sample"],
             "network calls shared by all samples": item["network_calls_shared"],
             "seconds sampling": timing[name]["sampling"],
+            **answers(item, timing[name]),
             "seconds on the classical methods": timing[name]["baselines"],
         }
         parts.append("<div class='cols'><div><h3>Checks</h3>" + _facts(facts) + "</div>")

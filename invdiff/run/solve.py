@@ -319,6 +319,12 @@ def _finish(job: Job, run: Path, results: list[ItemResult]) -> dict[str, Any]:
             "network_calls_shared": result.shared_calls,
             "network_calls_per_sample": result.network_calls / len(result.posterior.samples),
         }
+        if result.summary.answers:
+            calls = (result.network_calls + result.shared_calls) / result.summary.answers
+            metrics[result.problem.id]["network_calls_per_answer"] = round(calls, 1)
+            result.seconds["sampling_per_answer"] = round(
+                result.seconds["sampling"] / result.summary.answers, 4
+            )
         drawn.append(job.domain.figures(result.problem, result.posterior, result.baselines, figures))
     write_json(run / "metrics.json", metrics)
     timing = {result.problem.id: result.seconds for result in results}

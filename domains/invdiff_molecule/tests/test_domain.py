@@ -57,6 +57,10 @@ def test_a_formula_is_answered(tmp_path):
     assert again[0].GetNumConformers() == 1
     report = (folder / "report.html").read_text()
     assert "C5H9NO" in report
+    assert "network calls an answer" in report
+    answers = round(64 * row["hit"])
+    calls = metrics["question"]["network_calls_per_sample"] * 64 / answers
+    assert metrics["question"]["network_calls_per_answer"] == pytest.approx(calls, abs=0.06)
     assert "prior alone" in report
 
 
