@@ -271,7 +271,7 @@ def drug_likeness(data: Path, count: int, overrides: list[str]) -> None:
         keep = int(compose(["domain=molecule", *asked])["sampler"]["keep"])
         rows = [answered([*asked, *extra], keep, seed) for seed in range(count)]
         told(title, [one for decoded, _, _ in rows for one in decoded], sum(calls for _, _, calls in rows))
-    for children, last in ((4, None), (4, 200), (16, 200)):
+    for children, last in ((4, None), (4, 200)):
         decoded, calls = argmax(asked, 32, children, last)
         told(f"argmax of {children}, last {last or 'all'}", decoded, calls)
 
