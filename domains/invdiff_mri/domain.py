@@ -15,6 +15,7 @@ from torch import Tensor
 
 from invdiff import (
     ChannelwisePrior,
+    Composition,
     Config,
     Estimates,
     Figure,
@@ -213,6 +214,8 @@ class MRI:
         )
 
     def adapt_prior(self, prior: Prior, problem: Problem) -> Prior:
+        if isinstance(prior, Composition):
+            return Composition(tuple((self.adapt_prior(one, problem), power) for one, power in prior.parts))
         card = prior.card
         if card.shape is not None and tuple(card.shape) != tuple(problem.shape[-2:]):
             raise InputError(

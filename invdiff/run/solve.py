@@ -127,7 +127,18 @@ def plan(config: Mapping[str, Any]) -> Job:
             check_scale(adapted, problem)
     problems = [replace(problem, notes={**problem.notes, **begun.notes}) for problem in problems]
     belief = belief_sampler(config, prior.card)
-    return Job(config, domain, problems, priors, sampler, belief, device, begun.warnings)
+    warnings = (*begun.warnings, *unweighted(prior, sampler))
+    return Job(config, domain, problems, priors, sampler, belief, device, warnings)
+
+
+def unweighted(prior: Prior, sampler: Sampler) -> tuple[str, ...]:
+    """That a composition is sampled without the weights that make its law."""
+    if not hasattr(prior, "parts") or getattr(sampler, "composes", False):
+        return ()
+    return (
+        f"The prior is a composition ({prior.card.name}) and sampler {sampler.name!r} adds its parts' scores "
+        "up without the weights that correct them: a heuristic, whatever the sampler is otherwise.",
+    )
 
 
 def belief_sampler(config: Mapping[str, Any], card: PriorCard) -> Sampler:

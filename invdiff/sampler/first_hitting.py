@@ -259,6 +259,7 @@ class MaskedDiffusion:
     proposals: bool = True
     name: ClassVar[str] = "first_hitting"
     claim: ClassVar[Claim] = "consistent"
+    composes: ClassVar[bool] = True
     needs_linear: ClassVar[bool] = False
     needs_gaussian: ClassVar[bool] = False
     needs_gradient: ClassVar[bool] = False

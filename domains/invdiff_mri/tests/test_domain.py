@@ -320,3 +320,15 @@ def test_phase_is_taken_out_where_the_calibration_suffices():
         images[acceleration] = [one.measurement.operator.adjoint(one.measurement.y[None]) for one in both]
     torch.testing.assert_close(*images[4], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(*images[8], atol=1e-2)
+
+
+def test_a_composition_of_priors_is_adapted_part_by_part():
+    """To the first power it is the prior; a sampler that does not weigh it says so."""
+    config = compose(
+        ["domain=mri", "prior=composition", "prior.parts=[{name: brain_mr, power: 1}]", "sampler=proximal"]
+    )
+    job = plan(config)
+    (whole,), (plain,) = job.priors, plan(compose(["domain=mri"])).priors
+    x = torch.randn(1, *job.problems[0].shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(whole.denoise(x, 0.3), plain.denoise(x, 0.3), atol=1e-4, rtol=1e-4)
+    assert any("is a composition" in text for text in job.warnings)
