@@ -162,7 +162,7 @@ def test_bad_questions_are_refused_before_any_work(overrides, message):
         ("CBr\n", "row 1: CH3Br holds Br"),
         ("id,smiles\n7,CCO\n8,C1CC\n", r"row 3: 'C1CC' is not a SMILES"),
         ("id,smiles\n7\n", "row 2 has no column 2"),
-        ("", "holds no SMILES"),
+        ("", "holds no molecules"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, text, message):
