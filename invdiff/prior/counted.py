@@ -66,7 +66,7 @@ class CountedMasked:
         return getattr(self.inner, name)
 
     def log_conditionals(self, tokens: Tensor, *given: Any) -> Tensor:
-        self.calls += len(tokens) * len(getattr(self.inner, "parts", "1"))
+        self.calls += len(tokens) * len(getattr(self.inner, "parts", (self.inner,)))
         return self.inner.log_conditionals(tokens, *given)
 
 
