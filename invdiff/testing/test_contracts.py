@@ -11,7 +11,8 @@ from invdiff.run.check import run_checks
 
 SHAPE = (2, 32, 24)
 SHAPES = {"ct": (1, 32, 32)}  # of domains whose operators take no other kind
-CHANNELS = {"brain_mr": 1, "lung_ct": 1, "photo_rgb": 3, "photo_x4": 3}
+CHANNELS = {"brain_mr": 1, "lung_ct": 1, "photo_rgb": 3, "photo_x4": 3, "composition": 1}
+SETTINGS = {"composition": ["prior.parts=[{name: brain_mr, power: 0.5}, {name: lung_ct, power: 0.5}]"]}
 NEED_A_FILE = {
     "safetensors",
     "monai",
@@ -37,7 +38,7 @@ def test_operator(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(plugins("priors")) - NEED_A_FILE))
 def test_prior(name: str) -> None:
     shape = (CHANNELS.get(name, 2), *SHAPE[1:])
-    failed = [check for check in run_checks("prior", name, [], shape) if not check.passed]
+    failed = [check for check in run_checks("prior", name, SETTINGS.get(name, []), shape) if not check.passed]
     assert not failed, failed
 
 
