@@ -87,6 +87,7 @@ _EXPORTS = {
     "Composition": "invdiff.prior.compose",
     "MaskedComposition": "invdiff.prior.compose",
     "log_powers": "invdiff.prior.compose",
+    "parts_of": "invdiff.prior.compose",
     "FilterSettings": "invdiff.sampler.feynman_kac",
     "run_filter": "invdiff.sampler.feynman_kac",
     "LatentPrior": "invdiff.sampler.latent",
@@ -194,6 +195,7 @@ __all__ = [
     "log_powers",
     "make_sampler",
     "nuts",
+    "parts_of",
     "posterior_mode",
     "read_prior",
     "run_filter",
@@ -229,7 +231,7 @@ if TYPE_CHECKING:
     from invdiff.measurement.stack import StackedOperator
     from invdiff.posterior import Posterior
     from invdiff.prior.checkpoint import card_from, load_safetensors, read_prior, save_prior, wrap_deepinv
-    from invdiff.prior.compose import Composition, MaskedComposition, log_powers
+    from invdiff.prior.compose import Composition, MaskedComposition, log_powers, parts_of
     from invdiff.prior.gaussian import GaussianPrior
     from invdiff.prior.masked import MASK, MaskedPrior, NoLevels
     from invdiff.prior.mixture import GaussianMixture

@@ -8,7 +8,7 @@ import torch
 
 from invdiff import PriorCard
 from invdiff.prior.masked import TabulatedPrior
-from invdiff_molecule.masked import Layout
+from invdiff_molecule.layout import Layout
 
 
 class Small(TabulatedPrior):

@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from invdiff import InputError, Sigma, TrainSettings, card_from, read_prior, save_prior
+from invdiff_molecule.layout import Layout
 from invdiff_molecule.levels import GraphDiffusionPrior, Moments
-from invdiff_molecule.masked import Layout
 from invdiff_molecule.network import GraphTransformer, powers
 from invdiff_molecule.state import nodes_of, pack, support, unpack
 

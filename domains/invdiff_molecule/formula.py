@@ -21,7 +21,8 @@ from invdiff_molecule.state import graphs_of
 
 if TYPE_CHECKING:
     from invdiff import Measurement
-    from invdiff_molecule.masked import Layout, MaskedGraphPrior
+    from invdiff_molecule.layout import Layout
+    from invdiff_molecule.masked import MaskedGraphPrior
 
 SWEEPS = 30  # of the balancing of the counts
 REACH = 8.0  # largest |theta| of the tilt of the bonds

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 
 from invdiff import InputError
 from invdiff_molecule.chemistry import Graph
-from invdiff_molecule.masked import Layout
+from invdiff_molecule.layout import Layout
 from invdiff_molecule.training import GraphSet
 
 SPLITS = {"train": 8000, "validation": 500, "test": 500}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from invdiff import MASK, InputError, LinearOperator, Measurement
 from invdiff_molecule.formula import FormulaProposal
-from invdiff_molecule.masked import Layout
+from invdiff_molecule.layout import Layout
 
 if TYPE_CHECKING:
     from invdiff_molecule.masked import MaskedGraphPrior
@@ -197,7 +197,7 @@ class DegreeProposal:
         matrix = self.layout.split(tokens)[1][:, :n, :n]
         undecided = matrix == MASK
         left = self.degrees - (matrix == 1).sum(2)
-        odds = self.matrix(log_p[:, most:, 1] - log_p[:, most:, 0])
+        odds = torch.where(undecided, self.matrix(log_p[:, most:, 1] - log_p[:, most:, 0]), 0.0)
         odds = odds + self.tilts(odds, undecided, left)
         row = torch.where(undecided[rows, i] & (left > 0), odds[rows, i], -torch.inf)
         own, needed = row[rows, j], left[rows, i]
@@ -213,10 +213,10 @@ class DegreeProposal:
         return usable.log_softmax(1)
 
     def matrix(self, values: Float[Tensor, "batch pairs"]) -> Float[Tensor, "batch n n"]:
-        """Values of pairs as a symmetric matrix of the nodes that are there; 0 for what is no number."""
+        """Values of pairs as a symmetric matrix of the nodes that are there, its diagonal 0."""
         n, (rows, columns) = len(self.degrees), self.layout.pairs
         out = values.new_zeros(len(values), self.layout.most, self.layout.most)
-        out[:, rows, columns] = out[:, columns, rows] = values.nan_to_num(0, 0, 0)
+        out[:, rows, columns] = out[:, columns, rows] = values
         return out[:, :n, :n]
 
     @staticmethod

@@ -23,7 +23,8 @@ from invdiff_molecule.formula import Formula, FormulaProposal
 from invdiff_molecule.objective import Term, Values
 
 if TYPE_CHECKING:
-    from invdiff_molecule.masked import Layout, MaskedGraphPrior
+    from invdiff_molecule.layout import Layout
+    from invdiff_molecule.masked import MaskedGraphPrior
 
 REACH = 4.0
 HYDROGEN = 1.00782503223

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from invdiff import MASK, InputError, Measurement, Operator
+from invdiff import MASK, InputError, Measurement, Operator, parts_of
 from invdiff_molecule.chemistry import Vocabulary, decode
 from invdiff_molecule.masked import MaskedGraphPrior
 from invdiff_molecule.properties import Property, property_of
@@ -183,7 +183,7 @@ class Values(Operator):
             for k, name in enumerate(network.properties)
             if name == term.name
         }
-        if not values or hasattr(prior, "parts") or prior.wanted is not None:
+        if not values or parts_of(prior) or prior.wanted is not None:
             return None  # a composition, or a prior that was given its properties, is what is asked for
         return Aimed(prior, prior.wishes(values))
 

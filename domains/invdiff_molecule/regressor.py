@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from invdiff import InputError, Operator, TrainSettings, card_from, read_prior, save_prior
 from invdiff_molecule.chemistry import Vocabulary, decode
-from invdiff_molecule.masked import Layout
+from invdiff_molecule.layout import Layout
 from invdiff_molecule.objective import Term
 from invdiff_molecule.properties import PROPERTIES, known_properties
 from invdiff_molecule.state import graphs_of, nodes_of, support, unpack

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from invdiff import MASK, InputError, TrainSettings, card_from, save_prior
 from invdiff_molecule.chemistry import Vocabulary, canonical, read_sdf, read_smiles
 from invdiff_molecule.edm import GraphDenoiser, GraphDenoising
-from invdiff_molecule.masked import Layout, MaskedGraphNetwork
+from invdiff_molecule.layout import Layout
+from invdiff_molecule.masked_network import MaskedGraphNetwork
 from invdiff_molecule.regressor import GraphRegressor, Regression, labels
 
 SPLITS = ("train", "validation", "test")

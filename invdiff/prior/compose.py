@@ -49,6 +49,12 @@ def name_of(parts: Sequence[tuple[Prior, float]]) -> str:
     return " * ".join(f"{prior.card.name}^{power:g}" for prior, power in parts)
 
 
+def parts_of(prior: Prior) -> tuple[tuple[Prior, float], ...]:
+    """The (prior, power) pairs of a composition, counted or of any kind; none of any other prior."""
+    found = getattr(prior, "parts", ())
+    return found if isinstance(found, tuple) else ()
+
+
 def log_powers(parts: Sequence[tuple[Float[Tensor, "*shape"], float]]) -> Float[Tensor, "*shape"]:
     """sum_i b_i log q_i in float64; minus infinity where any part is, whatever its power."""
     impossible = torch.stack([torch.isneginf(log_q) for log_q, _ in parts]).any(0)

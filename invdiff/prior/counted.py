@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from invdiff.prior.compose import Composition
+from invdiff.prior.compose import Composition, parts_of
 from invdiff.prior.masked import MaskedPrior
 from invdiff.prior.prior import Prior, PriorCard, Sigma
 
@@ -66,7 +66,7 @@ class CountedMasked:
         return getattr(self.inner, name)
 
     def log_conditionals(self, tokens: Tensor, *given: Any) -> Tensor:
-        self.calls += len(tokens) * len(getattr(self.inner, "parts", (self.inner,)))
+        self.calls += len(tokens) * max(len(parts_of(self.inner)), 1)
         return self.inner.log_conditionals(tokens, *given)
 
 

@@ -19,6 +19,7 @@ from invdiff.domain import Domain, Estimates, Problem, Summary
 from invdiff.errors import InputError
 from invdiff.measurement.noise import UnknownGaussianNoise
 from invdiff.posterior import Posterior
+from invdiff.prior.compose import parts_of
 from invdiff.prior.counted import counted
 from invdiff.prior.prior import Prior, PriorCard
 from invdiff.registry import load, missing_extra
@@ -133,7 +134,7 @@ def plan(config: Mapping[str, Any]) -> Job:
 
 def unweighted(prior: Prior, sampler: Sampler) -> tuple[str, ...]:
     """That a composition is sampled without the weights that make its law."""
-    if not hasattr(prior, "parts") or getattr(sampler, "composes", False):
+    if not parts_of(prior) or getattr(sampler, "composes", False):
         return ()
     return (
         f"The prior is a composition ({prior.card.name}) and sampler {sampler.name!r} adds its parts' scores "

@@ -12,7 +12,9 @@ from invdiff import MASK, InputError, PriorCard, TrainSettings, keyed_stream, lo
 from invdiff.config import compose
 from invdiff_molecule.chemistry import Vocabulary, read_smiles
 from invdiff_molecule.domain import MoleculeDomain
-from invdiff_molecule.masked import Layout, MaskedGraphNetwork, MaskedGraphPrior
+from invdiff_molecule.layout import Layout
+from invdiff_molecule.masked import MaskedGraphPrior
+from invdiff_molecule.masked_network import MaskedGraphNetwork
 from invdiff_molecule.objective import Aimed, Values, term_of
 from invdiff_molecule.priors import draws_alone
 from invdiff_molecule.properties import PROPERTIES

@@ -168,6 +168,7 @@ def test_every_published_set_runs_through_the_domains(tmp_path):
     asked += [f"prior.path={shared(CHECKPOINTS['ZINC250k'])}", "sampler.particles=8", "sampler.keep=4"]
     found = solve(*asked, "sampler.steps=12", "domain.heavy_atoms=12", out=str(tmp_path / "run"))
     assert found["metrics"]["question"]["table"]["posterior samples"]["draws"] == 4
+    assert not any("composition" in text for text in found["metrics"]["question"]["warnings"])
     with pytest.raises(InputError, match="levels of its own"):
         plan(compose([*asked[:-2], "domain.heavy_atoms=12", "sampler=steering"]))
 

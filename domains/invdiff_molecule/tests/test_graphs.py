@@ -14,7 +14,9 @@ from invdiff.sampler import feynman_kac
 from invdiff.sampler.first_hitting import FirstHitting
 from invdiff_molecule.chemistry import Vocabulary, canonical, decode, formula_of, read_formula, read_smiles
 from invdiff_molecule.formula import Formula
-from invdiff_molecule.masked import Layout, MaskedGraphNetwork, MaskedGraphPrior
+from invdiff_molecule.layout import Layout
+from invdiff_molecule.masked import MaskedGraphPrior
+from invdiff_molecule.masked_network import MaskedGraphNetwork
 from invdiff_molecule.network import STEPS, distances
 from invdiff_molecule.state import graphs_of, nodes_of, of_graph, pack, permute, support, unpack
 from tests.small_graphs import Small
