@@ -9,9 +9,9 @@ tilt of the formula that the atoms have. The weights say which formula it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from rdkit import Chem
@@ -45,23 +45,19 @@ def formulas_within(
         InputError: where there are none, or too many to hold.
     """
     known = Formula(vocabulary, most)
-    masses = [mass_of(element) for element in known.elements]
-
-    def counts(place: int, left: float, room: int) -> Iterator[tuple[int, ...]]:
-        if place == len(masses):
-            yield ()
-            return
-        for number in range(min(room, int(left / masses[place])) + 1):
-            for rest in counts(place + 1, left - number * masses[place], room - number):
-                yield (number, *rest)
-
+    rows, left = np.zeros((1, len(known.elements)), dtype=np.int64), np.array([float(mass)])
+    for place, element in enumerate(known.elements):
+        one = mass_of(element)
+        count = 1 + np.minimum(most - rows.sum(1), np.floor((left + width) / one).astype(np.int64))
+        first = np.repeat(count.cumsum() - count, count)
+        rows, left = rows.repeat(count, axis=0), left.repeat(count)
+        rows[:, place] = np.arange(len(rows)) - first
+        left = left - one * rows[:, place]
+    hydrogens = np.rint(left / HYDROGEN).astype(np.int64)
+    near = (np.abs(left - hydrogens * HYDROGEN) <= width) & (hydrogens >= 0) & (rows.sum(1) > 0)
     found = []
-    for row in counts(0, mass + width, most):
-        left = mass - sum(number * one for number, one in zip(row, masses, strict=True))
-        hydrogens = round(left / HYDROGEN)
-        if not any(row) or hydrogens < 0 or abs(left - hydrogens * HYDROGEN) > width:
-            continue
-        parts = [*zip(known.elements, row, strict=True), ("H", hydrogens)]
+    for row, hydrogen in zip(rows[near].tolist(), hydrogens[near].tolist(), strict=True):
+        parts = [*zip(known.elements, row, strict=True), ("H", hydrogen)]
         try:
             known.data("".join(f"{element}{number}" for element, number in parts if number))
         except InputError:
